@@ -1,0 +1,141 @@
+"""Values that travel between the layers."""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass, field
+from typing import Any, NewType
+
+Tenant = NewType("Tenant", str)
+DeviceId = NewType("DeviceId", str)
+
+DEFAULT_TENANT = Tenant("default")
+
+Path = tuple[int, Any]
+"""Where datagrams come from and go to: our socket's number, and the peer address as it gave it."""
+
+_NAME = re.compile(r"[A-Za-z0-9._~:-]{1,64}")
+
+MAX_IDENTITY_LENGTH = 128
+"""Octets of a PSK identity (RFC 4279 section 5.3)."""
+MIN_KEY_LENGTH = 16
+MAX_KEY_LENGTH = 64
+MAX_KEYS_PER_IDENTITY = 4
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` may name a tenant or a device: one MQTT topic level, never rewritten."""
+    return _NAME.fullmatch(text) is not None
+
+
+class Method(enum.StrEnum):
+    """How a device proves itself."""
+
+    PSK = "psk"
+    X509 = "x509"
+
+
+class DeviceIdSource(enum.StrEnum):
+    """Which value of a certificate names the device; it must occur exactly once."""
+
+    CN = "cn"
+    SAN_URI = "san-uri"
+    SERIAL_NUMBER = "serial-number"
+    """The subject's serialNumber attribute (2.5.4.5), not the certificate's own number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which device was proven, and how.
+
+    `credential` says which one to a human and never reveals it: `psk-7` (the number in
+    `coapgate psk list`) or `sha256:` and the first 16 hex digits of the certificate's fingerprint.
+    """
+
+    tenant: Tenant
+    device: DeviceId
+    method: Method
+    credential: str
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One registry entry; `labels` are (key, value) pairs in order of key."""
+
+    tenant: Tenant
+    device: DeviceId
+    enabled: bool = True
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PskCredential:
+    """One key that proves one device. `number` is the registry's; validity in Unix seconds."""
+
+    number: int
+    tenant: Tenant
+    device: DeviceId
+    identity: bytes
+    secret: bytes = field(repr=False)
+    state: str = "active"
+    not_before: float | None = None
+    not_after: float | None = None
+    device_enabled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TrustAnchor:
+    """A certificate believed without proof (RFC 5280 section 6), and what it may say.
+
+    `key_id` is the SHA-256 of its SubjectPublicKeyInfo (32 octets): one public key is one anchor.
+    `certificate` is DER.
+    """
+
+    name: str
+    tenant: Tenant
+    key_id: bytes
+    certificate: bytes = field(repr=False)
+    device_id_source: DeviceIdSource = DeviceIdSource.CN
+    auto_provision: bool = False
+    state: str = "active"
+
+
+class Outcome(enum.IntEnum):
+    """What became of a publication besides the PUBACK reason codes 0x00 to 0xFF."""
+
+    UNAVAILABLE = 0x100
+    """The broker was away for longer than `mqtt.hold_time`, or `mqtt.hold_messages` are waiting."""
+    POISON = 0x101
+    """In flight at two successive protocol-error disconnects: never sent a third time."""
+    TOO_LARGE = 0x102
+    """Above the broker's Maximum Packet Size."""
+
+
+class Code(enum.IntEnum):
+    """CoAP codes as octets (RFC 7252 section 12.1, RFC 7959, RFC 8516)."""
+
+    EMPTY = 0x00
+    GET = 0x01
+    POST = 0x02
+    PUT = 0x03
+    DELETE = 0x04
+    FETCH = 0x05
+    PATCH = 0x06
+    IPATCH = 0x07
+    CHANGED = 0x44
+    CONTENT = 0x45
+    BAD_REQUEST = 0x80
+    UNAUTHORIZED = 0x81
+    BAD_OPTION = 0x82
+    FORBIDDEN = 0x83
+    NOT_FOUND = 0x84
+    METHOD_NOT_ALLOWED = 0x85
+    NOT_ACCEPTABLE = 0x86
+    REQUEST_ENTITY_INCOMPLETE = 0x88
+    REQUEST_ENTITY_TOO_LARGE = 0x8D
+    UNSUPPORTED_CONTENT_FORMAT = 0x8F
+    TOO_MANY_REQUESTS = 0x9D
+    INTERNAL_SERVER_ERROR = 0xA0
+    SERVICE_UNAVAILABLE = 0xA3
+    PROXYING_NOT_SUPPORTED = 0xA5
