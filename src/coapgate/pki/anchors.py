@@ -1,0 +1,90 @@
+"""A trust anchor, from the file an operator gives."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from coapgate.errors import CertificateError, Reason, Refused
+from coapgate.model import DeviceIdSource, Tenant, TrustAnchor, is_name
+from coapgate.pki.certificates import (
+    judge_certificate,
+    judge_issuer,
+    parse_certificate,
+    read_statements,
+)
+from coapgate.pki.keys import UNREADABLE
+
+_HINTS = {
+    Reason.MALFORMED: "an X.509 version 3 certificate of an authority is wanted",
+    Reason.WEAK_KEY: "P-256, P-384, P-521, Ed25519 and RSA of 2048 to 4096 bits are accepted",
+    Reason.WRONG_USAGE: "give the certificate of the authority that issues those of devices",
+    Reason.EXPIRED: "its devices would all be refused; get the renewed certificate",
+    Reason.NOT_YET_VALID: "its devices would all be refused; is the clock of this machine right?",
+}
+
+
+def parse_anchor(
+    pem: bytes,
+    *,
+    name: str,
+    tenant: Tenant,
+    device_id_source: DeviceIdSource,
+    auto_provision: bool,
+    wall: float,
+) -> TrustAnchor:
+    """Parse the PEM of one authority, root or intermediate; `wall` is Unix seconds.
+
+    Raises CertificateError for whatever could not be the anchor of any device: no authority, a key
+    that is not accepted, expired, not yet valid, or bound by something that nobody here can judge.
+    """
+    for what, text in (("name", name), ("tenant", tenant)):
+        if not is_name(text):
+            raise CertificateError(
+                f"the {what} {text!r} of a trust anchor cannot be used",
+                "1 to 64 letters, digits and . _ ~ : -",
+            )
+    with warnings.catch_warnings(action="ignore"):
+        octets = _decode(pem)
+        try:
+            certificate = parse_certificate(octets).parsed
+            says = read_statements(certificate)
+            judge_certificate(says, wall)
+            judge_issuer(says, 0)
+        except Refused as refused:
+            raise CertificateError(
+                f"the certificate for {name!r} can be no trust anchor: {refused}",
+                _HINTS[refused.reason],
+            ) from refused
+    key = certificate.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return TrustAnchor(
+        name=name,
+        tenant=tenant,
+        key_id=hashlib.sha256(key).digest(),
+        certificate=octets,
+        device_id_source=device_id_source,
+        auto_provision=auto_provision,
+    )
+
+
+def _decode(pem: bytes) -> bytes:
+    """The DER of the one certificate in `pem`. Raises CertificateError."""
+    try:
+        certificates = x509.load_pem_x509_certificates(pem)
+    except UNREADABLE as error:
+        raise CertificateError(
+            "no certificate can be read from the file",
+            "a PEM file is wanted; of a DER file: "
+            "openssl x509 -inform der -in root.der -out root.pem",
+        ) from error
+    if len(certificates) != 1:
+        raise CertificateError(
+            f"the file holds {len(certificates)} certificates",
+            "a trust anchor is one certificate: split the file and add each one that is needed",
+        )
+    return certificates[0].public_bytes(serialization.Encoding.DER)

@@ -1,0 +1,298 @@
+"""Whether a chain that a device shows leads to a trust anchor.
+
+Paths are built by name alone, which costs no signature. Each path is judged by our own rules
+first (`certificates`), since they name the reason, and the verifier of `cryptography` has the last
+word; what it alone refuses is `untrusted`, its text is never read. Certificates of the chain that
+are on no path are never judged.
+
+A reason other than `untrusted` is told only if the signatures from the anchor down to the
+certificate it is about hold: a stranger learns nothing about the anchors, not even their names.
+The work is bounded: only a few paths are tried, and the signatures of a path are verified from the
+anchor down, so a tower built on nothing falls at the first one.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import itertools
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.x509 import verification
+
+from coapgate.errors import CertificateError, Reason, Refused
+from coapgate.model import TrustAnchor
+from coapgate.pki.certificates import (
+    Certificate,
+    Statements,
+    device_value,
+    judge_certificate,
+    judge_device,
+    judge_issuer,
+    judge_signature,
+    parse_certificate,
+    read_statements,
+)
+from coapgate.pki.keys import UNREADABLE, is_signed_by
+
+MAX_CERTIFICATES = 10
+MAX_PATHS = 8
+"""Paths of one chain that are tried, besides one for each anchor of the same subject."""
+
+MAX_WAYS = 64
+"""Ways by name that are looked at; an honest chain has two or three."""
+
+MAX_UNPROVEN_SIZE = 2048
+"""Octets of a leaf that is read before its signature is verified, which the verifier does once
+more. Reading a thousand names costs more than that."""
+
+MAX_KNOWN_EDGES = 256
+"""Remembered pairs of an intermediate and its issuer."""
+
+Edge = tuple[bytes, bytes]
+"""A certificate and one that may be its issuer, both DER."""
+
+_PERMIT_ALL = verification.ExtensionPolicy.permit_all()
+# The library insists on BasicConstraints for authorities. Whatever the policy, it refuses critical
+# extensions that nobody looked at, and judges NameConstraints.
+_AUTHORITY_POLICY = _PERMIT_ALL.require_present(
+    x509.BasicConstraints, verification.Criticality.AGNOSTIC, None
+)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedChain:
+    """What a chain proves: the anchor, and the value by which it knows the device.
+
+    `fingerprint` is the SHA-256 of the leaf, 32 octets. `not_after` is when the first certificate
+    of the path ends, the anchor's included, in Unix seconds.
+    """
+
+    anchor: TrustAnchor
+    value: str
+    fingerprint: bytes
+    not_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Anchor:
+    """A trust anchor, ready to verify with."""
+
+    trusted: TrustAnchor
+    certificate: Certificate
+    says: Statements
+    store: verification.Store
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """A way by name: `certificates` are leaf first and end with the anchor's."""
+
+    certificates: tuple[Certificate, ...]
+    anchor: _Anchor
+
+
+def verify_chain(
+    chain: Sequence[bytes], anchors: Sequence[TrustAnchor], wall: float
+) -> VerifiedChain:
+    """`ChainVerifier(anchors).verify(chain, wall)`, for one chain."""
+    return ChainVerifier(anchors).verify(chain, wall)
+
+
+class ChainVerifier:
+    """Verifies chains against trust anchors that are parsed once; build another when they change.
+
+    Anchors are verified with one by one, never together; two of one subject and different keys are
+    two anchors. Mutable state: `_known`, which intermediate was signed by which authority, so that
+    the intermediates of a fleet cost their signature once.
+    """
+
+    def __init__(self, anchors: Sequence[TrustAnchor]) -> None:
+        """Raises CertificateError for an anchor that `parse_anchor` would not have made."""
+        self._anchors: dict[bytes, list[_Anchor]] = {}
+        for anchor in map(_load_anchor, anchors):
+            self._anchors.setdefault(anchor.certificate.subject, []).append(anchor)
+        self._max_paths = MAX_PATHS + max(map(len, self._anchors.values()), default=0)
+        self._known: set[Edge] = set()
+
+    def verify(self, chain: Sequence[bytes], wall: float) -> VerifiedChain:
+        """Verify a chain, DER and leaf first, at `wall` (Unix seconds).
+
+        Raises Refused, and nothing else whatever the octets are.
+        """
+        if not chain:
+            raise Refused(Reason.NO_CERTIFICATE)
+        if len(chain) > MAX_CERTIFICATES:
+            raise Refused(Reason.MALFORMED, f"{len(chain)} certificates")
+        # The library warns of oddities on standard error: peers must not write there.
+        with warnings.catch_warnings(action="ignore"):
+            return self._verify(chain, wall)
+
+    def _verify(self, chain: Sequence[bytes], wall: float) -> VerifiedChain:
+        leaf = parse_certificate(chain[0])
+        others, unreadable = _parse_others(chain)
+        attempt = _Attempt(wall, self._known)
+        refusal: Refused | None = None
+        for path in itertools.islice(self._paths(leaf, others), self._max_paths):
+            try:
+                return attempt.prove(path)
+            except Refused as refused:
+                if refusal is None or refusal.reason is Reason.UNTRUSTED:
+                    refusal = refused
+        raise refusal or unreadable or Refused(Reason.UNTRUSTED, "issued by no trust anchor")
+
+    def _paths(self, leaf: Certificate, others: Sequence[Certificate]) -> Iterator[_Path]:
+        """The ways by name from the leaf to an anchor, the shortest first.
+
+        Nine certificates of one name have 9! orders: no more than `MAX_WAYS` are looked at.
+        """
+        waiting: deque[tuple[Certificate, ...]] = deque([(leaf,)])
+        for _ in range(MAX_WAYS):
+            if not waiting:
+                return
+            way = waiting.popleft()
+            wanted = way[-1].issuer
+            for anchor in self._anchors.get(wanted, ()):
+                yield _Path((*way, anchor.certificate), anchor)
+            waiting.extend(
+                (*way, each) for each in others if each.subject == wanted and each not in way
+            )
+
+
+class _Attempt:
+    """The work on one chain, each piece of which is done once.
+
+    Mutable: what was read and verified so far.
+    """
+
+    def __init__(self, wall: float, known: set[Edge]) -> None:
+        self._wall = wall
+        self._known = known
+        self._statements: dict[bytes, Statements] = {}
+        self._failed: set[Edge] = set()
+
+    def prove(self, path: _Path) -> VerifiedChain:
+        """What the path proves. Raises Refused."""
+        self._statements.setdefault(path.anchor.certificate.octets, path.anchor.says)
+        anchor = len(path.certificates) - 1
+        for index in range(anchor, -1, -1):
+            large = len(path.certificates[index].octets) > MAX_UNPROVEN_SIZE
+            if index < anchor and (index > 0 or large):
+                self._require_signature(path, index)
+            try:
+                self._judge(path, index)
+            except Refused:
+                # What is wrong with the anchor or the leaf is told to those alone who really
+                # show something that the anchor, or the one above the leaf, has signed.
+                if index in (0, anchor):
+                    self._require_signature(path, min(index, anchor - 1))
+                raise
+        statements = [self._read(each) for each in path.certificates]
+        if any(says.has_ed25519_key for says in statements[1:]):
+            self._judge_ourselves(path, statements)
+        else:
+            self._ask_verifier(path)
+        leaf, trusted = path.certificates[0], path.anchor.trusted
+        return VerifiedChain(
+            trusted,
+            device_value(leaf.parsed, trusted.device_id_source),
+            hashlib.sha256(leaf.octets).digest(),
+            min(says.not_after for says in statements),
+        )
+
+    def _judge(self, path: _Path, index: int) -> None:
+        """Judge one certificate of a path by our own rules. Raises Refused."""
+        says = self._read(path.certificates[index])
+        judge_certificate(says, self._wall)
+        if index < len(path.certificates) - 1:
+            judge_signature(says)
+        if index == 0:
+            judge_device(says)
+        else:
+            judge_issuer(says, beneath=index - 1)
+
+    def _require_signature(self, path: _Path, index: int) -> None:
+        """Whether the next one signed this one, which was judged, so its key is bounded.
+
+        Raises Refused (untrusted).
+        """
+        certificate, issuer = path.certificates[index : index + 2]
+        edge = (certificate.octets, issuer.octets)
+        if edge in self._known:
+            return
+        if edge in self._failed or not is_signed_by(certificate.parsed, issuer.parsed):
+            self._failed.add(edge)
+            raise Refused(Reason.UNTRUSTED, "a signature of the chain does not hold")
+        if index > 0:
+            if len(self._known) >= MAX_KNOWN_EDGES:
+                self._known.clear()
+            self._known.add(edge)
+
+    def _judge_ourselves(self, path: _Path, statements: Sequence[Statements]) -> None:
+        """Prove a path with an Ed25519 issuer, which the verifier does not know.
+
+        Our rules and the signatures are the whole of RFC 5280 section 6 for certificates without
+        constraints; with any, nobody here can judge them.
+        """
+        if any(says.has_constraints for says in statements):
+            raise Refused(Reason.UNTRUSTED, "constraints beneath an Ed25519 issuer")
+        self._require_signature(path, 0)
+
+    def _ask_verifier(self, path: _Path) -> None:
+        leaf, *issuers = (each.parsed for each in path.certificates[:-1])
+        verifier = (
+            verification.PolicyBuilder()
+            .store(path.anchor.store)
+            .time(datetime.datetime.fromtimestamp(int(self._wall), datetime.UTC))
+            .max_chain_depth(MAX_CERTIFICATES)
+            .extension_policies(ca_policy=_AUTHORITY_POLICY, ee_policy=_PERMIT_ALL)
+            .build_client_verifier()
+        )
+        try:
+            verifier.verify(leaf, issuers)
+        except (verification.VerificationError, *UNREADABLE) as error:
+            # The latter while it describes a name that does not parse.
+            raise Refused(Reason.UNTRUSTED, "the chain does not verify") from error
+
+    def _read(self, certificate: Certificate) -> Statements:
+        if certificate.octets not in self._statements:
+            self._statements[certificate.octets] = read_statements(certificate.parsed)
+        return self._statements[certificate.octets]
+
+
+def _load_anchor(trusted: TrustAnchor) -> _Anchor:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            certificate = parse_certificate(trusted.certificate)
+            says = read_statements(certificate.parsed)
+    except Refused as refused:
+        raise CertificateError(
+            f"the trust anchor {trusted.name!r} cannot be read",
+            f"remove it and add it again: coapgate anchor remove {trusted.name}",
+        ) from refused
+    if says.key_fault:
+        raise CertificateError(
+            f"the key of the trust anchor {trusted.name!r} is not accepted: {says.key_fault}",
+            f"remove it: coapgate anchor remove {trusted.name}",
+        )
+    return _Anchor(trusted, certificate, says, verification.Store([certificate.parsed]))
+
+
+def _parse_others(chain: Sequence[bytes]) -> tuple[list[Certificate], Refused | None]:
+    """What follows the leaf and may issue something, each once.
+
+    One that does not parse is passed over: it matters only if no path is found without it.
+    """
+    found: dict[bytes, Certificate] = {}
+    unreadable: Refused | None = None
+    for octets in dict.fromkeys(chain[1:]):
+        try:
+            found[octets] = parse_certificate(octets)
+        except Refused as refused:
+            unreadable = refused
+    found.pop(chain[0], None)
+    return list(found.values()), unreadable
