@@ -1,0 +1,81 @@
+"""Stateless cookies: no state for a peer that has not shown its address (RFC 6347 4.2.1)."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+
+from coapgate.dtls.messages import HandshakeType, encode_message
+from coapgate.dtls.presentation import vector
+from coapgate.dtls.records import DTLS_1_0, ContentType, encode
+from coapgate.model import Path
+
+SECRET_LIFETIME = 300.0
+"""Seconds until the secret changes; the one before it is accepted as long again."""
+_SECRET_LENGTH = 32
+_MAC_LENGTH = 31
+
+
+class Cookies:
+    """Makes and verifies cookies: a generation octet and an HMAC-SHA256 cut to 31 octets.
+
+    Bound to the path and to what the first fragment of a hello always holds: version, random and
+    session id. The suites are not: they may stand in a later fragment.
+    """
+
+    def __init__(self, random: Callable[[int], bytes]) -> None:
+        self._random = random
+        self._secrets: dict[int, bytes] = {}
+
+    def make(
+        self, path: Path, version: bytes, random: bytes, session_id: bytes, now: float
+    ) -> bytes:
+        """The cookie of a hello, 32 octets."""
+        generation = int(now // SECRET_LIFETIME)
+        return self._cookie(generation, path, version, random, session_id)
+
+    def verify(
+        self,
+        cookie: bytes,
+        path: Path,
+        version: bytes,
+        random: bytes,
+        session_id: bytes,
+        now: float,
+    ) -> bool:
+        """Whether `cookie` is one that `make` gave this peer not long ago."""
+        if len(cookie) != _MAC_LENGTH + 1:
+            return False
+        generation = int(now // SECRET_LIFETIME)
+        if cookie[0] != generation & 0xFF:
+            generation -= 1
+        expected = self._cookie(generation, path, version, random, session_id)
+        return hmac.compare_digest(cookie, expected)
+
+    def _cookie(
+        self, generation: int, path: Path, version: bytes, random: bytes, session_id: bytes
+    ) -> bytes:
+        peer = repr(path).encode()
+        fields = vector(2, peer) + vector(1, version) + vector(1, random) + vector(1, session_id)
+        mac = hmac.digest(self._secret(generation), fields, "sha256")
+        return bytes((generation & 0xFF,)) + mac[:_MAC_LENGTH]
+
+    def _secret(self, generation: int) -> bytes:
+        secret = self._secrets.get(generation)
+        if secret is None:
+            # A generation in which no cookie was made gets a secret too: only a forgery names it.
+            secret = self._secrets[generation] = self._random(_SECRET_LENGTH)
+            for old in sorted(self._secrets)[:-2]:
+                del self._secrets[old]
+        return secret
+
+
+def hello_verify_request(record_sequence: int, message_seq: int, cookie: bytes) -> bytes:
+    """The datagram that answers a hello without cookie: 60 octets, never more than the question.
+
+    It echoes the hello's record sequence and message_seq, so that a second one to the same client
+    does no harm. Version 0xFEFF whatever is negotiated (RFC 6347 section 4.2.1).
+    """
+    body = DTLS_1_0.to_bytes(2, "big") + vector(1, cookie)
+    message = encode_message(HandshakeType.HELLO_VERIFY_REQUEST, message_seq, body)
+    return encode(ContentType.HANDSHAKE, record_sequence, message, DTLS_1_0)

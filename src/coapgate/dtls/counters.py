@@ -1,0 +1,39 @@
+"""What the server counts: plain integers, read at scrape time."""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+class Drop(enum.StrEnum):
+    """Why a record or datagram was dropped."""
+
+    MALFORMED = "malformed"
+    WRONG_EPOCH = "wrong_epoch"
+    REPLAYED = "replayed"
+    FORGED = "forged"
+    UNKNOWN_CID = "unknown_cid"
+    UNEXPECTED_RECORD = "unexpected_record"
+    NO_ASSOCIATION = "no_association"
+    NO_HANDSHAKE = "no_handshake"
+    HELLO_NUMBER = "hello_number"
+    """A hello with a message_seq or record sequence number that no first hello has."""
+    NOT_ACCEPTING = "not_accepting"
+    HANDSHAKE_LIMIT = "handshake_limit"
+    ECDHE_RATE = "ecdhe_rate"
+    TOO_LONG = "too_long"
+    """Of our own: more octets than a record to this peer may carry."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """Of one server."""
+
+    cookies_sent: int = 0
+    handshakes_started: int = 0
+    handshakes_completed: int = 0
+    records_opened: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Records or datagrams, by `Drop`."""

@@ -1,0 +1,127 @@
+"""Hello extensions that we know; everything else is ignored (RFC 5246, 5746, 6066, 7627, 8422)."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from coapgate.dtls.groups import GROUPS
+from coapgate.dtls.presentation import Reader, integers, vector
+from coapgate.dtls.signatures import SCHEMES
+from coapgate.errors import Reason, Refused
+
+RENEGOTIATION_SCSV = 0x00FF
+UNCOMPRESSED = 0
+FRAGMENT_LENGTHS = {1: 512, 2: 1024, 3: 2048, 4: 4096}
+"""Octets of plaintext a record may carry, by the code of RFC 6066 section 4."""
+_FRAGMENT_LENGTH_CODES = {length: bytes((code,)) for code, length in FRAGMENT_LENGTHS.items()}
+
+
+class ExtensionType(enum.IntEnum):
+    MAX_FRAGMENT_LENGTH = 1
+    SUPPORTED_GROUPS = 10
+    EC_POINT_FORMATS = 11
+    SIGNATURE_ALGORITHMS = 13
+    EXTENDED_MASTER_SECRET = 23
+    CONNECTION_ID = 54
+    RENEGOTIATION_INFO = 0xFF01
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a ClientHello's extensions say; None where one is absent.
+
+    Lists hold what we know of them, in our order: a handshake keeps its offer, and a thousand
+    numbers that mean nothing to us would cost it twenty times the octets that they came in.
+    """
+
+    max_fragment_length: int | None = None
+    """In octets."""
+    groups: tuple[int, ...] | None = None
+    point_formats: tuple[int, ...] | None = None
+    signature_algorithms: tuple[int, ...] | None = None
+    extended_master_secret: bool = False
+    secure_renegotiation: bool = False
+
+
+def parse_offer(extensions: Mapping[int, bytes], cipher_suites: tuple[int, ...]) -> Offer:
+    """Read the extensions of a ClientHello.
+
+    Raises MalformedMessage, or Refused(illegal_parameter) for an unknown maximum fragment length
+    (RFC 6066 section 4).
+    """
+    kinds = ExtensionType
+    max_fragment_length = None
+    if (body := extensions.get(kinds.MAX_FRAGMENT_LENGTH)) is not None:
+        code = _single(body)
+        if code not in FRAGMENT_LENGTHS:
+            raise Refused(Reason.ILLEGAL_PARAMETER, f"maximum fragment length {code}")
+        max_fragment_length = FRAGMENT_LENGTHS[code]
+    if (body := extensions.get(kinds.EXTENDED_MASTER_SECRET)) is not None:
+        Reader(body).finish()
+    if extensions.get(kinds.RENEGOTIATION_INFO, b"\0") != b"\0":
+        # A first handshake has nothing to renegotiate (RFC 5746 section 3.6).
+        raise Refused(Reason.ILLEGAL_PARAMETER, "renegotiation_info in a first handshake")
+    return Offer(
+        max_fragment_length,
+        _known(extensions.get(kinds.SUPPORTED_GROUPS), 2, 2, GROUPS),
+        _known(extensions.get(kinds.EC_POINT_FORMATS), 1, 1, (UNCOMPRESSED,)),
+        _known(extensions.get(kinds.SIGNATURE_ALGORITHMS), 2, 2, SCHEMES),
+        kinds.EXTENDED_MASTER_SECRET in extensions,
+        kinds.RENEGOTIATION_INFO in extensions or RENEGOTIATION_SCSV in cipher_suites,
+    )
+
+
+def _single(body: bytes) -> int:
+    reader = Reader(body)
+    value = reader.integer(1)
+    reader.finish()
+    return value
+
+
+def _known(
+    body: bytes | None, prefix: int, size: int, known: Collection[int]
+) -> tuple[int, ...] | None:
+    """Which of `known` an extension lists, in their order."""
+    if body is None:
+        return None
+    reader = Reader(body)
+    listed = frozenset(reader.integers(prefix, size))
+    reader.finish()
+    return tuple(number for number in known if number in listed)
+
+
+def encode_offer(
+    groups: tuple[int, ...],
+    signature_algorithms: tuple[int, ...],
+    max_fragment_length: int | None = None,
+) -> dict[int, bytes]:
+    """The extensions of our own ClientHello; without groups, those of a client with a PSK only."""
+    kinds = ExtensionType
+    extensions: dict[int, bytes] = {
+        kinds.RENEGOTIATION_INFO: b"\0",
+        kinds.EXTENDED_MASTER_SECRET: b"",
+    }
+    if groups:
+        extensions[kinds.SUPPORTED_GROUPS] = integers(2, 2, groups)
+        extensions[kinds.EC_POINT_FORMATS] = vector(1, bytes((UNCOMPRESSED,)))
+        extensions[kinds.SIGNATURE_ALGORITHMS] = integers(2, 2, signature_algorithms)
+    if max_fragment_length is not None:
+        extensions[kinds.MAX_FRAGMENT_LENGTH] = _FRAGMENT_LENGTH_CODES[max_fragment_length]
+    return extensions
+
+
+def encode_answer(offer: Offer, *, with_ecdhe: bool) -> dict[int, bytes]:
+    """The extensions of our ServerHello: only what the client asked for."""
+    kinds = ExtensionType
+    extensions: dict[int, bytes] = {}
+    if offer.secure_renegotiation:
+        extensions[kinds.RENEGOTIATION_INFO] = b"\0"
+    if offer.max_fragment_length is not None:
+        extensions[kinds.MAX_FRAGMENT_LENGTH] = _FRAGMENT_LENGTH_CODES[offer.max_fragment_length]
+    if with_ecdhe and offer.point_formats is not None:
+        extensions[kinds.EC_POINT_FORMATS] = vector(1, bytes((UNCOMPRESSED,)))
+    if offer.extended_master_secret:
+        extensions[kinds.EXTENDED_MASTER_SECRET] = b""
+    return extensions

@@ -1,0 +1,76 @@
+"""What follows from a premaster secret: keys, proven by the Finished (RFC 5246 7.4.9, 7627)."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+
+from coapgate.dtls import keys
+from coapgate.dtls.keys import Transcript
+from coapgate.dtls.messages import HandshakeType, encode_message
+from coapgate.dtls.protection import Protection
+from coapgate.dtls.suites import Suite
+from coapgate.errors import ForgedRecord
+
+MAX_FINISHED_RECORD = 128
+"""Octets; a longer record of epoch 1 holds no Finished: opening it would be work for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What both ends know when the premaster secret comes, all of it public.
+
+    `session_hash` is None without extended master secret (RFC 7627 section 4).
+    """
+
+    suite: Suite
+    client_random: bytes
+    server_random: bytes
+    session_hash: bytes | None
+
+    def derive(self, premaster: bytes, *, is_client: bool) -> HandshakeKeys:
+        """Master secret, then the keys of epoch 1."""
+        suite, randoms = self.suite, (self.client_random, self.server_random)
+        if self.session_hash is None:
+            master = keys.master_secret(suite, premaster, *randoms)
+        else:
+            master = keys.extended_master_secret(suite, premaster, self.session_hash)
+        block = keys.key_block(suite, master, *randoms)
+        return HandshakeKeys(suite, master, Protection(suite, block, is_client=is_client))
+
+
+class HandshakeKeys:
+    """One master secret and its keys, for as long as the handshake lasts."""
+
+    __slots__ = ("_master", "_suite", "protection")
+
+    def __init__(self, suite: Suite, master: bytes, protection: Protection) -> None:
+        self._suite = suite
+        self._master = master
+        self.protection = protection
+
+    def verify_data(self, transcript: Transcript, *, of_client: bool) -> bytes:
+        """The body of a Finished that follows `transcript`."""
+        return keys.verify_data(
+            self._suite, self._master, of_client=of_client, transcript_hash=transcript.digest()
+        )
+
+    def open_finished(
+        self, record: bytes, message_seq: int, transcript: Transcript, *, of_client: bool
+    ) -> bytes | None:
+        """The Finished in a record of epoch 1; None if these keys do not open it, or it is wrong.
+
+        It must be whole, alone in its record, and the message after `transcript`.
+        """
+        if len(record) > MAX_FINISHED_RECORD:
+            return None
+        try:
+            message = self.protection.open(record)
+        except ForgedRecord:
+            # One of several candidates, or a forgery: its AEAD object would only be in the way.
+            self.protection.cool()
+            return None
+        expected = encode_message(
+            HandshakeType.FINISHED, message_seq, self.verify_data(transcript, of_client=of_client)
+        )
+        return message if hmac.compare_digest(message, expected) else None

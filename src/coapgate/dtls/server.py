@@ -1,0 +1,497 @@
+"""From a datagram to whom it is for: association, pending handshake, or a cookie.
+
+Tell it datagrams (`receive_datagram`), the time (`handle_timer` at `next_timer`) and answers to
+its events. After each call send what is in `outgoing`, and act on what is in `events`; plaintext
+of application data goes straight to `deliver`, with nothing allocated on its way.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from coapgate.dtls import messages as m
+from coapgate.dtls import records
+from coapgate.dtls.admission import EcdheBudget, PendingHandshakes
+from coapgate.dtls.association import FINAL_FLIGHT_LIFETIME, Association
+from coapgate.dtls.cookies import Cookies, hello_verify_request
+from coapgate.dtls.counters import Counters, Drop
+from coapgate.dtls.events import AssociationClosed, Candidate, Event, HandshakeFailed
+from coapgate.dtls.handshake import (
+    AcceptedHello,
+    HandshakeSettings,
+    ProvenEvent,
+    ServerHandshake,
+    State,
+)
+from coapgate.dtls.records import MAX_SEQUENCE, ContentType, Record
+from coapgate.dtls.warmth import Warmth
+from coapgate.errors import (
+    Alert,
+    ForgedRecord,
+    MalformedMessage,
+    MalformedRecord,
+    Reason,
+    Refused,
+)
+from coapgate.model import Identity, Path
+
+ASSOCIATION_ID_LENGTH = 8
+MAX_HELLO_SEQ = 15
+MAX_HELLO_RECORD_SEQUENCE = 1 << 47
+HANDSHAKE_WALK_INTERVAL = 0.1
+"""Seconds at least between two walks over all pending handshakes for the sake of their timers."""
+
+_EPOCH_1 = 1 << 48
+_WARNING, _FATAL = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Every bound of the server; times in seconds."""
+
+    handshake: HandshakeSettings = field(default_factory=HandshakeSettings)
+    idle_timeout: float = 86400.0
+    max_handshakes: int = 1024
+    handshakes_per_address: int = 64
+    ecdhe_rate: float = 200.0
+    ecdhe_burst: int = 400
+    max_associations: int = 200_000
+
+
+class Server:
+    """All associations and handshakes of one worker.
+
+    `deliver(association, plaintext, now)` is called for each record of application data. `random`
+    makes octets nobody can guess.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        deliver: Callable[[Association, bytes, float], None],
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.settings = settings
+        self.outgoing: list[tuple[bytes, Path]] = []
+        self.events: deque[Event] = deque()
+        self.counters = Counters()
+        self.is_accepting = True
+        """False: no new handshakes; those pending and the associations go on."""
+        self._deliver = deliver
+        self._random = random
+        self._cookies = Cookies(random)
+        self._pending = PendingHandshakes(settings.max_handshakes, settings.handshakes_per_address)
+        self._ecdhe = EcdheBudget(settings.ecdhe_rate, settings.ecdhe_burst)
+        self._handshake_number = 0
+        self._handshakes_due: float | None = None
+        self._next_walk_at = 0.0
+        self._padding = 1
+        self._associations: OrderedDict[bytes, Association] = OrderedDict()
+        self._by_path: dict[Path, Association] = {}
+        self._final_flights: OrderedDict[bytes, float] = OrderedDict()
+        self._warmth = Warmth()
+
+    # --- what there is
+
+    @property
+    def associations(self) -> Iterator[Association]:
+        """Longest idle first."""
+        return iter(self._associations.values())
+
+    @property
+    def association_count(self) -> int:
+        return len(self._associations)
+
+    @property
+    def handshake_count(self) -> int:
+        return len(self._pending)
+
+    def find(self, association_id: bytes) -> Association | None:
+        return self._associations.get(association_id)
+
+    # --- datagrams
+
+    def receive_datagram(self, datagram: bytes, path: Path, now: float) -> None:
+        """Take one datagram from `path`; whatever its octets are, nothing is raised.
+
+        State grows only for a hello with a valid cookie.
+        """
+        association = self._by_path.get(path)
+        if (
+            association is not None
+            and datagram[:1] == b"\x17"
+            and int.from_bytes(datagram[11:13], "big") == len(datagram) - records.HEADER_LENGTH
+        ):
+            # The usual case: one record of application data, nothing else.
+            self._receive_application(association, datagram, now)
+            return
+        try:
+            for record in records.split(datagram):
+                self._receive_record(record, path, now)
+        except MalformedRecord:
+            self.counters.dropped[Drop.MALFORMED] += 1
+
+    def _receive_application(self, association: Association, record: bytes, now: float) -> None:
+        plaintext = self._open(association, record, now)
+        if plaintext is not None:
+            if association.final_flight is not None:
+                # The client speaks under the new keys: it has our Finished.
+                self._drop_final_flight(association)
+            self._deliver(association, plaintext, now)
+
+    def _open(self, association: Association, record: bytes, now: float) -> bytes | None:
+        """The plaintext of a record of epoch 1, or None if it is replayed or forged."""
+        # Epoch and sequence number are read as one: any other epoch is outside the range.
+        sequence = int.from_bytes(record[3:11], "big") - _EPOCH_1
+        window = association.window
+        if not 0 <= sequence < _EPOCH_1:
+            self.counters.dropped[Drop.WRONG_EPOCH] += 1
+            return None
+        if not window.is_fresh(sequence):
+            self.counters.dropped[Drop.REPLAYED] += 1
+            return None
+        protection = association.protection
+        if not protection.is_warm:
+            self._warmth.warm_up(association, now)
+        try:
+            plaintext = protection.open(record)
+        except ForgedRecord:
+            self.counters.dropped[Drop.FORGED] += 1
+            return None
+        window.mark(sequence)
+        association.last_seen_at = now
+        self._associations.move_to_end(association.id)
+        self.counters.records_opened += 1
+        return plaintext
+
+    def _receive_record(self, record: Record, path: Path, now: float) -> None:
+        match (record.epoch, record.content_type):
+            case (0, ContentType.HANDSHAKE):
+                self._receive_clear_handshake(record, path, now)
+            case (0, ContentType.ALERT):
+                handshake = self._pending.at(path)
+                if handshake is not None:
+                    handshake.receive_alert(record.fragment)
+            case (0, ContentType.CHANGE_CIPHER_SPEC):
+                pass
+            case (1, ContentType.APPLICATION_DATA | ContentType.ALERT | ContentType.HANDSHAKE):
+                self._receive_protected(record, path, now)
+            case (_, ContentType.TLS12_CID):
+                self.counters.dropped[Drop.UNKNOWN_CID] += 1
+            case _:
+                self.counters.dropped[Drop.UNEXPECTED_RECORD] += 1
+
+    # --- epoch 0
+
+    def _receive_clear_handshake(self, record: Record, path: Path, now: float) -> None:
+        handshake = self._pending.at(path)
+        start = None
+        try:
+            fragments = tuple(m.parse_fragments(record.fragment))
+            if not fragments:
+                raise MalformedMessage("handshake record without a message")
+            if fragments[0].type == m.HandshakeType.CLIENT_HELLO and fragments[0].offset == 0:
+                start = m.parse_hello_start(fragments[0].body)
+        except MalformedMessage as error:
+            self.counters.dropped[Drop.MALFORMED] += 1
+            if handshake is not None:
+                handshake.remember(str(error))
+            return
+        if start is not None:
+            self._receive_hello(record, fragments, start, path, now)
+        elif handshake is not None:
+            self._advance(handshake, fragments, now)
+        else:
+            self.counters.dropped[Drop.NO_HANDSHAKE] += 1
+
+    def _receive_hello(
+        self,
+        record: Record,
+        fragments: tuple[m.Fragment, ...],
+        start: m.HelloStart,
+        path: Path,
+        now: float,
+    ) -> None:
+        """Answer a hello without a valid cookie by a cookie, one with it by a handshake."""
+        message_seq = fragments[0].message_seq
+        if message_seq > MAX_HELLO_SEQ or record.sequence > MAX_HELLO_RECORD_SEQUENCE:
+            self.counters.dropped[Drop.HELLO_NUMBER] += 1
+            return
+        bound = (path, start.version, start.random, start.session_id, now)
+        pending = self._pending.at(path)
+        if self._cookies.verify(start.cookie, *bound):
+            if pending is not None and pending.hello.random == start.random:
+                self._advance(pending, fragments, now)
+            elif not self.is_accepting:
+                self.counters.dropped[Drop.NOT_ACCEPTING] += 1
+            elif self._make_room(pending, path):
+                hello = AcceptedHello(start.random, message_seq, record.sequence)
+                self._begin(hello, fragments, path, now)
+        elif not self.is_accepting:
+            self.counters.dropped[Drop.NOT_ACCEPTING] += 1
+        else:
+            cookie = self._cookies.make(*bound)
+            answer = hello_verify_request(record.sequence, message_seq, cookie)
+            # What holds a whole HelloStart has 61 octets, the answer 60: we amplify nothing.
+            assert len(answer) <= len(record.octets)
+            self.counters.cookies_sent += 1
+            self.outgoing.append((answer, path))
+
+    def _make_room(self, replaced: ServerHandshake | None, path: Path) -> bool:
+        """Let others yield to a hello with a valid cookie; False if none of them may."""
+        if replaced is not None:
+            self._end(replaced, Reason.TIMEOUT)
+        victim, admitted = self._pending.must_yield(path)
+        if victim is not None:
+            self._end(victim, Reason.LIMIT)
+        elif not admitted:
+            self.counters.dropped[Drop.HANDSHAKE_LIMIT] += 1
+        return admitted
+
+    def _begin(
+        self, hello: AcceptedHello, fragments: tuple[m.Fragment, ...], path: Path, now: float
+    ) -> None:
+        self._handshake_number += 1
+        handshake = ServerHandshake(
+            self._handshake_number,
+            path,
+            self.settings.handshake,
+            self._random,
+            lambda at: self._ecdhe.take(path, at),
+            hello,
+            now,
+        )
+        self._pending.add(handshake)
+        self.counters.handshakes_started += 1
+        self._advance(handshake, fragments, now)
+
+    def _advance(
+        self, handshake: ServerHandshake, fragments: tuple[m.Fragment, ...], now: float
+    ) -> None:
+        try:
+            event = handshake.receive_fragments(fragments, now)
+        except Refused as refusal:
+            self._flush(handshake)
+            self._pending.remove(handshake)
+            self.events.append(HandshakeFailed(handshake.path, refusal.reason, refusal.detail))
+            return
+        if handshake.is_dropped:
+            self.counters.dropped[Drop.ECDHE_RATE] += 1
+            self._pending.remove(handshake)
+            return
+        self._report(handshake, event, now)
+
+    def _report(self, handshake: ServerHandshake, event: ProvenEvent | None, now: float) -> None:
+        fact = handshake.fact
+        if fact is not None:
+            handshake.refuse(fact.reason, now)
+            self._fail(handshake, fact.reason, fact.detail)
+        elif event is not None:
+            self.events.append(event)
+        self._flush(handshake)
+
+    def _flush(self, handshake: ServerHandshake) -> None:
+        """Send what a handshake has to send, and remember when it wants to be called."""
+        if handshake.outgoing:
+            self.outgoing += [(datagram, handshake.path) for datagram in handshake.outgoing]
+            handshake.outgoing.clear()
+        due = max(handshake.due_at, self._next_walk_at)
+        if self._handshakes_due is None or due < self._handshakes_due:
+            self._handshakes_due = due
+
+    def _end(self, handshake: ServerHandshake, otherwise: Reason) -> None:
+        """Forget a handshake that did not get to a decision, and say why."""
+        self._pending.remove(handshake)
+        if handshake.state is not State.REFUSED:
+            self._fail(handshake, *handshake.failure(otherwise))
+
+    def _fail(self, handshake: ServerHandshake, reason: Reason, detail: str) -> None:
+        self.events.append(HandshakeFailed(handshake.path, reason, detail, handshake.identity))
+
+    # --- answers to events
+
+    def offer_keys(
+        self,
+        handshake: int,
+        candidates: tuple[Candidate, ...],
+        now: float,
+        *,
+        padding: int | None = None,
+        reason: Reason = Reason.UNKNOWN_IDENTITY,
+    ) -> None:
+        """Answer KeysRequested: the keys of the identity, none if it is unknown (`reason`).
+
+        Padded with random ones to `padding`, the highest number of keys any identity has; as the
+        last time if that cannot be told now.
+        """
+        if padding is not None:
+            self._padding = padding
+        pending = self._pending.numbered(handshake)
+        if pending is not None:
+            event = pending.offer_keys(candidates, now, padding=self._padding, reason=reason)
+            self._report(pending, event, now)
+
+    def accept(self, handshake: int, identity: Identity, now: float) -> Association | None:
+        """Answer KeyProven or ChainProven: let the peer in; None if it is gone by now."""
+        pending = self._pending.numbered(handshake)
+        if pending is None or pending.state is not State.AWAIT_DECISION:
+            return None
+        association = pending.accept(self._random(ASSOCIATION_ID_LENGTH), identity, now)
+        self._flush(pending)
+        self._pending.remove(pending)
+        replaced = self._by_path.get(association.path)
+        if replaced is not None:
+            self._remove(replaced, "replaced")
+        while len(self._associations) >= self.settings.max_associations:
+            self.close(next(iter(self._associations.values())), "evicted")
+        self._associations[association.id] = association
+        self._by_path[association.path] = association
+        self._final_flights[association.id] = now + FINAL_FLIGHT_LIFETIME
+        self.counters.handshakes_completed += 1
+        return association
+
+    def refuse(self, handshake: int, reason: Reason, now: float) -> None:
+        """Answer KeyProven or ChainProven: turn the peer away with the alert of `reason`.
+
+        No HandshakeFailed follows: whoever refuses knows.
+        """
+        pending = self._pending.numbered(handshake)
+        if pending is not None and pending.state is State.AWAIT_DECISION:
+            pending.refuse(reason, now)
+            self._flush(pending)
+
+    # --- epoch 1
+
+    def _receive_protected(self, record: Record, path: Path, now: float) -> None:
+        """Handshake records are for the pending handshake first, the others never are."""
+        handshake = self._pending.at(path)
+        if record.content_type == ContentType.HANDSHAKE and handshake is not None:
+            event = handshake.receive_protected(record, now)
+            is_finished = event is not None or handshake.fact is not None
+            self._report(handshake, event, now)
+            if is_finished:
+                return
+        association = self._by_path.get(path)
+        if association is None:
+            if handshake is None:
+                self.counters.dropped[Drop.NO_ASSOCIATION] += 1
+            return
+        if record.content_type == ContentType.APPLICATION_DATA:
+            self._receive_application(association, record.octets, now)
+            return
+        plaintext = self._open(association, record.octets, now)
+        if plaintext is None:
+            return
+        if record.content_type == ContentType.ALERT:
+            self._receive_alert(association, plaintext)
+        else:
+            self._receive_handshake(association, plaintext, now)
+
+    def _receive_alert(self, association: Association, plaintext: bytes) -> None:
+        if plaintext[1:2] == bytes((Alert.CLOSE_NOTIFY,)):
+            self.close(association, "peer")
+        elif plaintext[:1] == bytes((_FATAL,)):
+            self._remove(association, "peer")
+
+    def _receive_handshake(self, association: Association, plaintext: bytes, now: float) -> None:
+        """A repeated Finished wants ours again; a hello would be a renegotiation."""
+        try:
+            first = next(m.parse_fragments(plaintext), None)
+        except MalformedMessage:
+            first = None
+        if first is None:
+            self.counters.dropped[Drop.MALFORMED] += 1
+        elif first.type == m.HandshakeType.FINISHED:
+            flight = association.final_flight
+            if flight is not None and flight.repeats.allow(now):
+                self.outgoing.append((association.seal_final_flight(flight), association.path))
+        elif first.type == m.HandshakeType.CLIENT_HELLO and not association.no_renegotiation_sent:
+            association.no_renegotiation_sent = True
+            self._send_alert(association, _WARNING, Alert.NO_RENEGOTIATION)
+        if association.sequence >= MAX_SEQUENCE:
+            self.close(association, "exhausted")
+
+    # --- associations
+
+    def send(self, association: Association, plaintext: bytes, now: float) -> None:
+        """Send application data; dropped if the association is closed, or it is too long."""
+        if not association.is_open:
+            return
+        if len(plaintext) > association.max_plaintext:
+            self.counters.dropped[Drop.TOO_LONG] += 1
+            return
+        if not association.protection.is_warm:
+            self._warmth.warm_up(association, now)
+        self.outgoing.append(
+            (association.seal(ContentType.APPLICATION_DATA, plaintext), association.path)
+        )
+        if association.sequence >= MAX_SEQUENCE:
+            # The last number is for close_notify: none is ever used twice under one key.
+            self.close(association, "exhausted")
+
+    def close(
+        self, association: Association, cause: str, alert: Alert = Alert.CLOSE_NOTIFY
+    ) -> None:
+        """Say goodbye and forget; `alert` is fatal unless it is close_notify."""
+        if association.is_open:
+            level = _WARNING if alert is Alert.CLOSE_NOTIFY else _FATAL
+            self._send_alert(association, level, alert)
+            self._remove(association, cause)
+
+    def _send_alert(self, association: Association, level: int, alert: Alert) -> None:
+        sealed = association.seal(ContentType.ALERT, bytes((level, alert)))
+        self.outgoing.append((sealed, association.path))
+
+    def _remove(self, association: Association, cause: str) -> None:
+        association.is_open = False
+        self._drop_final_flight(association)
+        association.protection.cool()
+        del self._associations[association.id]
+        del self._by_path[association.path]
+        self.events.append(AssociationClosed(association, cause))
+
+    def _drop_final_flight(self, association: Association) -> None:
+        association.final_flight = None
+        self._final_flights.pop(association.id, None)
+
+    # --- time
+
+    def next_timer(self) -> float | None:
+        """When `handle_timer` wants to be called, None if never."""
+        due = [at for at in (self._handshakes_due, self._warmth.due_at) if at is not None]
+        if self._final_flights:
+            due.append(next(iter(self._final_flights.values())))
+        if self._associations:
+            longest_idle = next(iter(self._associations.values()))
+            due.append(longest_idle.last_seen_at + self.settings.idle_timeout)
+        return min(due, default=None)
+
+    def handle_timer(self, now: float) -> None:
+        """Repeat flights, end what took too long, close what was idle for too long."""
+        if self._handshakes_due is not None and now >= self._handshakes_due:
+            self._handle_handshakes(now)
+        self._warmth.cool_down(now)
+        while self._final_flights and now >= next(iter(self._final_flights.values())):
+            self._associations[self._final_flights.popitem(last=False)[0]].final_flight = None
+        while self._associations:
+            association = next(iter(self._associations.values()))
+            if now < association.last_seen_at + self.settings.idle_timeout:
+                break
+            self.close(association, "idle")
+
+    def _handle_handshakes(self, now: float) -> None:
+        for handshake in tuple(self._pending):
+            waited = handshake.state is State.AWAIT_DECISION
+            if now >= handshake.due_at:
+                handshake.handle_timer(now, padding=self._padding)
+            if waited and handshake.state is State.REFUSED:
+                self._fail(handshake, Reason.UNAVAILABLE, "no decision in time")
+            elif now >= handshake.deadline:
+                self._end(handshake, Reason.TIMEOUT)
+        self._handshakes_due = None
+        self._next_walk_at = now + HANDSHAKE_WALK_INTERVAL
+        for handshake in self._pending:
+            self._flush(handshake)
