@@ -1,0 +1,1 @@
+"""Numbered SQL scripts, each of which takes a registry one version further."""

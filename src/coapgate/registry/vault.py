@@ -1,0 +1,84 @@
+"""The keys of one registry: made when its first secret is, loaded when one is needed."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+from coapgate.errors import KeyFileError
+from coapgate.registry.keyfile import create_key_file, load_key_file
+from coapgate.registry.wrapping import Keyring
+
+
+class Vault:
+    """Wraps and unwraps secrets of one registry. Mutable: the keyring, read again when short."""
+
+    def __init__(self, path: Path) -> None:
+        """`path` of the key file, which need not exist yet."""
+        self._path = path
+        self._keyring = Keyring()
+
+    def verify(self, connection: sqlite3.Connection) -> None:
+        """Read the key file if there is a secret that needs it, before a device does.
+
+        Raises KeyFileError if it cannot be used, or does not hold a key of this registry.
+        """
+        # Only then: before the first secret is written another process may be making the file.
+        if _holds_secrets(connection):
+            self._load(connection)
+
+    def prepare(self, connection: sqlite3.Connection, now: float) -> None:
+        """Make ready to wrap, in a write transaction; a registry without secrets gets its key.
+
+        `now` in Unix seconds.
+
+        Raises KeyFileError.
+        """
+        if _holds_secrets(connection):
+            self._load(connection)
+        else:
+            # No row needs a key of before, wherever that has gone.
+            connection.execute("DELETE FROM wrapping_key")
+            if os.path.lexists(self._path):
+                self._load(connection)
+            else:
+                self._keyring = Keyring(create_key_file(self._path))
+        connection.execute(
+            "INSERT OR IGNORE INTO wrapping_key (key_id, added_at) VALUES (?, ?)",
+            (self._keyring.newest, now),
+        )
+
+    def wrap(self, secret: bytes, tenant: str, device: str, identity: bytes) -> bytes:
+        """Seal a secret; `prepare` comes first."""
+        return self._keyring.wrap(secret, tenant, device, identity)
+
+    def unwrap(self, wrapped: bytes, tenant: str, device: str, identity: bytes) -> bytes:
+        """Open a secret.
+
+        Raises KeyFileError if the key file is needed and cannot be used, RegistryError if the
+        secret does not open.
+        """
+        if not self._keyring.knows(wrapped):
+            # The command line made the file, or added a key to it, while we were running.
+            self._keyring = Keyring(load_key_file(self._path))
+        return self._keyring.unwrap(wrapped, tenant, device, identity)
+
+    def _load(self, connection: sqlite3.Connection) -> None:
+        keyring = Keyring(load_key_file(self._path))
+        for (key_id,) in connection.execute("SELECT key_id FROM wrapping_key"):
+            if not keyring.holds(key_id):
+                raise KeyFileError(
+                    f"key file {str(self._path)!r} does not hold key {key_id.hex()}, "
+                    "which keys in the registry are encrypted with",
+                    "restore the key file that belongs to this registry",
+                )
+        self._keyring = keyring
+
+
+def _holds_secrets(connection: sqlite3.Connection) -> bool:
+    row = connection.execute(
+        "SELECT EXISTS (SELECT 1 FROM psk_credential)"
+        " OR EXISTS (SELECT 1 FROM batch WHERE secret IS NOT NULL)"
+    ).fetchone()
+    return bool(row[0])

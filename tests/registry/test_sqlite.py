@@ -1,0 +1,395 @@
+"""A registry in a file: who may read it, its version, and several processes at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from coapgate.errors import RegistryError, RegistryUnavailable
+from coapgate.model import Device, DeviceId
+from coapgate.registry import schema
+from coapgate.registry.sqlite import SqliteRegistry
+from tests.registry.conftest import open_sqlite
+from tests.registry.values import DEFAULT, FACTORY, KEY_1, KEY_2, SENSOR_1, SENSOR_2
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "registry.db"
+
+
+# The file.
+
+
+def test_a_registry_is_its_owners_alone_whatever_the_umask(tmp_path: Path, path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with open_sqlite(tmp_path) as registry:
+            registry.add_device(Device(DEFAULT, SENSOR_1))
+            for file in tmp_path.iterdir():
+                assert stat.S_IMODE(file.stat().st_mode) == 0o600, file.name
+            assert len(list(tmp_path.iterdir())) == 3  # with its WAL and the WAL's index
+    finally:
+        os.umask(before)
+    assert [file.name for file in tmp_path.iterdir()] == ["registry.db"]
+
+
+def test_a_registry_is_a_coapgate_registry_to_those_who_ask(tmp_path: Path, path: Path) -> None:
+    open_sqlite(tmp_path).close()
+
+    assert path.read_bytes()[68:72] == b"CoAp"
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("sqlite:///registry.db", "/base/registry.db"),
+        ("sqlite:///data/a b%20?#.db", "/base/data/a b%20?#.db"),
+        ("sqlite:////var/lib/coapgate/registry.db", "/var/lib/coapgate/registry.db"),
+    ],
+)
+def test_a_url_names_a_file_beside_the_configuration_or_anywhere(url: str, name: str) -> None:
+    assert str(schema.parse_url(url, Path("/base"))) == name
+
+
+@pytest.mark.parametrize(
+    "url", ["", "registry.db", "sqlite://registry.db", "sqlite:///", "postgresql://h/d"]
+)
+def test_another_url_is_an_error_that_shows_the_forms(url: str) -> None:
+    with pytest.raises(RegistryError, match="is not understood") as caught:
+        schema.parse_url(url, Path("/base"))
+    assert "sqlite:///registry.db" in caught.value.hint
+
+
+def test_a_file_name_may_hold_what_means_something_in_a_url(tmp_path: Path) -> None:
+    name = "a b%20?mode=ro#.db"
+    with SqliteRegistry.open(f"sqlite:///{name}", tmp_path / "key", tmp_path) as registry:
+        registry.add_device(Device(DEFAULT, SENSOR_1))
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_a_registry_that_does_not_exist_is_made_only_if_asked_to(
+    tmp_path: Path, path: Path
+) -> None:
+    with pytest.raises(RegistryError, match="there is no registry"):
+        SqliteRegistry.open("sqlite:///registry.db", tmp_path / "key", tmp_path, create=False)
+    assert not path.exists()
+
+
+def test_a_registry_in_no_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="cannot be created: No such file"):
+        open_sqlite(tmp_path / "nowhere")
+
+
+def test_a_registry_that_cannot_be_looked_for_is_unavailable(tmp_path: Path, path: Path) -> None:
+    path.touch()
+
+    with pytest.raises(RegistryUnavailable, match="Not a directory"):
+        open_sqlite(path)
+
+
+def test_a_registry_that_others_never_stop_making_is_unavailable(
+    tmp_path: Path, path: Path
+) -> None:
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN")
+    other.execute("SELECT * FROM sqlite_master").fetchall()
+
+    with pytest.raises(RegistryUnavailable, match="database is locked"):
+        SqliteRegistry.open(
+            "sqlite:///registry.db", tmp_path / "registry.key", tmp_path, write_timeout=0.03
+        )
+    other.close()
+    open_sqlite(tmp_path).close()
+
+
+def test_a_registry_opens_while_another_process_writes(tmp_path: Path, path: Path) -> None:
+    with open_sqlite(tmp_path) as registry:
+        registry.add_psk(DEFAULT, SENSOR_1, b"sensor-1", KEY_1, create_device=True)
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with SqliteRegistry.open(
+            "sqlite:///registry.db", tmp_path / "registry.key", tmp_path, write_timeout=0
+        ) as gateway:
+            assert len(list(gateway.devices())) == 1
+        other.close()
+
+
+def test_a_file_that_is_no_database_is_an_error(tmp_path: Path, path: Path) -> None:
+    path.write_text("hello, " * 100)
+
+    with pytest.raises(RegistryUnavailable, match="file is not a database"):
+        open_sqlite(tmp_path)
+    assert path.read_text() == "hello, " * 100
+
+
+def test_a_database_of_something_else_is_left_alone(tmp_path: Path, path: Path) -> None:
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE device (id)")
+    other.close()
+    before = path.read_bytes()
+
+    with pytest.raises(RegistryError, match="is a database, but no coapgate registry"):
+        open_sqlite(tmp_path)
+    assert path.read_bytes() == before
+
+
+# Its version.
+
+
+def test_a_registry_that_a_newer_program_has_used_is_refused(tmp_path: Path, path: Path) -> None:
+    open_sqlite(tmp_path).close()
+    with sqlite3.connect(path) as other:
+        (version,) = other.execute("PRAGMA user_version").fetchone()
+        other.execute(f"PRAGMA user_version = {version + 1}")
+    other.close()
+
+    with pytest.raises(
+        RegistryError, match=f"has version {version + 1}; this program knows {version}"
+    ) as caught:
+        open_sqlite(tmp_path)
+    assert "newer coapgate" in caught.value.hint
+
+
+def test_migrations_are_numbered_without_a_gap() -> None:
+    numbers = sorted(number for number, _ in schema.scripts())
+
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_a_migration_that_fails_leaves_nothing_behind(path: Path) -> None:
+    connection = sqlite3.connect(path, isolation_level=None)
+    with pytest.raises(sqlite3.OperationalError):
+        schema.migrate(connection, path, [(1, "CREATE TABLE a (b);\nCREATE NONSENSE;\n")])
+
+    assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+    assert connection.execute("PRAGMA user_version").fetchone() == (0,)
+    connection.close()
+
+
+def test_a_registry_is_taken_through_the_versions_it_has_not_seen(path: Path) -> None:
+    first = (1, "CREATE TABLE a (b); -- one; two\nINSERT INTO a VALUES (';');\n")
+    second = (2, "ALTER TABLE a ADD COLUMN c;\n")
+    connection = sqlite3.connect(path, isolation_level=None)
+
+    schema.migrate(connection, path, [first])
+    schema.migrate(connection, path, [first, second])
+    schema.migrate(connection, path, [first, second])
+
+    assert connection.execute("SELECT b, c FROM a").fetchall() == [(";", None)]
+    assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+    connection.close()
+
+
+def test_the_schema_itself_gives_an_identity_one_device(
+    sqlite: SqliteRegistry,
+) -> None:
+    sqlite.add_psk(DEFAULT, SENSOR_1, b"one", KEY_1, create_device=True)
+    sqlite.add_device(Device(DEFAULT, SENSOR_2))
+
+    for device, identity, slot, message in (
+        (2, b"one", 2, "the identity belongs to another device"),
+        (1, b"one", 1, "UNIQUE constraint failed"),
+        (3, b"two", 1, "FOREIGN KEY constraint failed"),
+        (1, b"", 1, "CHECK constraint failed"),
+        (1, b"i" * 129, 1, "CHECK constraint failed"),
+    ):
+        with pytest.raises(sqlite3.IntegrityError, match=message):
+            sqlite._writer.execute(
+                "INSERT INTO psk_credential (identity, slot, number, device, secret, added_at)"
+                " VALUES (?, ?, 99, ?, x'00', 0)",
+                (identity, slot, device),
+            )
+
+
+# Several processes.
+
+
+async def test_two_connections_see_each_others_changes(tmp_path: Path) -> None:
+    with open_sqlite(tmp_path) as gateway, open_sqlite(tmp_path) as administration:
+        assert await gateway.anchors() == ()
+        assert gateway.max_keys_per_identity() == 1
+
+        administration.add_anchor(FACTORY)
+        administration.add_psk(DEFAULT, SENSOR_1, b"sensor-1", KEY_1, create_device=True)
+        administration.add_psk(DEFAULT, SENSOR_1, b"sensor-1", KEY_2)
+
+        anchors = await gateway.anchors()
+        assert anchors == (FACTORY,)
+        assert gateway.max_keys_per_identity() == 2
+        assert len(await gateway.find_psk(b"sensor-1")) == 2
+        assert await gateway.anchors() is anchors  # nothing has changed: nothing is read
+
+        await gateway.provision(FACTORY, SENSOR_2, "sensor-2")
+        assert administration.get_device(DEFAULT, SENSOR_2).certificate_count == 1
+        administration.remove_anchor("factory")
+        assert await gateway.anchors() == ()
+
+
+async def test_a_change_of_anchors_shows_within_the_refresh_interval(tmp_path: Path) -> None:
+    now = 100.0
+    with (
+        SqliteRegistry.open(
+            "sqlite:///registry.db",
+            tmp_path / "registry.key",
+            tmp_path,
+            refresh_interval=0.5,
+            clock=lambda: now,
+        ) as gateway,
+        open_sqlite(tmp_path) as administration,
+    ):
+        assert await gateway.anchors() == ()
+        administration.add_anchor(FACTORY)
+
+        now = 100.25
+        assert await gateway.anchors() == ()
+        now = 100.5
+        assert await gateway.anchors() == (FACTORY,)
+
+
+def add_devices_in_processes(folder: Path) -> None:
+    """20 devices each by 4 processes, all at once."""
+    program = (
+        "import sys, pathlib\n"
+        "from coapgate.registry.sqlite import SqliteRegistry\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "with SqliteRegistry.open('sqlite:///registry.db', folder / 'registry.key', folder) as r:\n"
+        "    for number in range(20):\n"
+        "        name = f'{sys.argv[2]}-{number}'\n"
+        "        r.add_psk('default', name, name.encode(), b'k' * 16, create_device=True)\n"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program, str(folder), f"process{number}"])
+        for number in range(4)
+    ]
+    assert [process.wait(60) for process in processes] == [0] * 4
+
+
+async def test_processes_that_make_a_registry_and_its_key_file_at_once_share_it(
+    tmp_path: Path,
+) -> None:
+    add_devices_in_processes(tmp_path)
+
+    with open_sqlite(tmp_path) as gateway:
+        for process in range(4):
+            for number in range(20):
+                (key,) = await gateway.find_psk(f"process{process}-{number}".encode())
+                assert key.secret == b"k" * 16
+        assert sorted(entry.number for entry in gateway.psks()) == list(range(1, 81))
+
+
+async def test_a_writer_that_does_not_let_go_stops_no_look_up(tmp_path: Path, path: Path) -> None:
+    other = sqlite3.connect(path, isolation_level=None)
+    with SqliteRegistry.open(
+        "sqlite:///registry.db", tmp_path / "registry.key", tmp_path, write_timeout=0.05
+    ) as gateway:
+        gateway.add_psk(DEFAULT, SENSOR_1, b"sensor-1", KEY_1, create_device=True)
+        other.execute("BEGIN EXCLUSIVE")
+
+        assert len(await gateway.find_psk(b"sensor-1")) == 1
+        assert await gateway.anchors() == ()
+        with pytest.raises(RegistryUnavailable, match="database is locked") as caught:
+            gateway.add_device(Device(DEFAULT, SENSOR_2))
+        assert "another coapgate command is writing" in caught.value.hint
+
+        other.execute("ROLLBACK")
+        gateway.add_device(Device(DEFAULT, SENSOR_2))
+    other.close()
+
+
+async def test_a_locked_registry_does_not_hold_the_loop_up_while_it_provisions(
+    tmp_path: Path, path: Path
+) -> None:
+    other = sqlite3.connect(path, isolation_level=None)
+    with SqliteRegistry.open(
+        "sqlite:///registry.db", tmp_path / "registry.key", tmp_path, write_timeout=30
+    ) as gateway:
+        other.execute("BEGIN IMMEDIATE")
+        async with asyncio.TaskGroup() as tasks:
+            provisioning = tasks.create_task(gateway.provision(FACTORY, SENSOR_1, "sensor-1"))
+            await asyncio.sleep(0)
+            assert await gateway.find_device(DEFAULT, SENSOR_1) is None
+            assert not provisioning.done()
+            other.execute("ROLLBACK")
+        assert provisioning.result() == Device(DEFAULT, SENSOR_1)
+    other.close()
+
+
+async def test_a_registry_that_breaks_is_unavailable_and_never_an_empty_answer(
+    sqlite: SqliteRegistry,
+) -> None:
+    sqlite.add_psk(DEFAULT, SENSOR_1, b"sensor-1", KEY_1, create_device=True)
+    for table in ("psk_credential", "certificate_device", "anchor", "device"):
+        sqlite._writer.execute(f"ALTER TABLE {table} RENAME TO lost_{table}")
+
+    with pytest.raises(RegistryUnavailable):
+        await sqlite.find_psk(b"sensor-1")
+    with pytest.raises(RegistryUnavailable):
+        await sqlite.find_device(DEFAULT, SENSOR_1)
+    with pytest.raises(RegistryUnavailable):
+        await sqlite.find_certificate_device(FACTORY.key_id, "sensor-1")
+    with pytest.raises(RegistryUnavailable):
+        await sqlite.anchors()
+    with pytest.raises(RegistryUnavailable):
+        sqlite.max_keys_per_identity()
+    with pytest.raises(RegistryUnavailable):
+        await sqlite.provision(FACTORY, SENSOR_2, "sensor-2")
+
+
+async def test_a_secret_that_is_moved_to_another_device_proves_nothing(
+    sqlite: SqliteRegistry,
+) -> None:
+    sqlite.add_psk(DEFAULT, SENSOR_1, b"one", KEY_1, create_device=True)
+    sqlite.add_psk(DEFAULT, SENSOR_2, b"two", KEY_2, create_device=True)
+    sqlite._writer.execute(
+        "UPDATE psk_credential SET secret ="
+        " (SELECT secret FROM psk_credential WHERE identity = x'6f6e65')"
+        " WHERE identity = x'74776f'"
+    )
+
+    with pytest.raises(RegistryUnavailable, match="key of device 'sensor-2' does not open"):
+        await sqlite.find_psk(b"two")
+    assert len(await sqlite.find_psk(b"one")) == 1
+
+
+def test_a_write_that_is_refused_leaves_nothing_behind(sqlite: SqliteRegistry) -> None:
+    """The device that `add_psk` creates goes with the key that cannot be added."""
+    sqlite._writer.execute(
+        "CREATE TRIGGER full BEFORE INSERT ON psk_credential BEGIN"
+        " SELECT RAISE (ABORT, 'full'); END"
+    )
+
+    with pytest.raises(RegistryUnavailable):
+        sqlite.add_psk(DEFAULT, SENSOR_1, b"one", KEY_1, create_device=True)
+
+    assert list(sqlite.devices()) == []
+
+
+async def test_a_listing_that_is_taken_slowly_lets_others_write(sqlite: SqliteRegistry) -> None:
+    for number in range(3):
+        sqlite.add_device(Device(DEFAULT, DeviceId(f"sensor-{number}")))
+
+    listing = sqlite.devices()
+    next(listing)
+    sqlite.remove_device(DEFAULT, DeviceId("sensor-1"))
+    sqlite._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    assert sqlite._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+
+
+async def test_a_look_up_is_answered_inline_and_fast(sqlite: SqliteRegistry) -> None:
+    """About 10 us of CPU; the bound is for machines that are busy."""
+    sqlite.add_psk(DEFAULT, SENSOR_1, b"sensor-1", KEY_1, create_device=True)
+    started_at = time.process_time()
+    for _ in range(1000):
+        assert await sqlite.find_psk(b"sensor-1")
+        sqlite.max_keys_per_identity()
+    assert (time.process_time() - started_at) / 1000 < 100e-6
