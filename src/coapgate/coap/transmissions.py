@@ -1,0 +1,161 @@
+"""Our own confirmable messages, repeated until they are acknowledged: RFC 7252 section 4.2."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Generic
+
+from coapgate.coap.endpoint import A, Endpoint
+
+MAX_LATENCY = 100.0
+"""Seconds a datagram may be under way (RFC 7252 section 4.8.2)."""
+_FEW = 64
+"""Cancelled ones that are not worth tidying up for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """Transmission parameters (RFC 7252 section 4.8), in seconds; raise them for a slow radio."""
+
+    ack_timeout: float = 2.0
+    ack_random_factor: float = 1.5
+    max_retransmit: int = 4
+
+    @property
+    def transmit_span(self) -> float:
+        """From the first transmission to the last (MAX_TRANSMIT_SPAN)."""
+        return self.ack_timeout * ((1 << self.max_retransmit) - 1) * self.ack_random_factor
+
+    @property
+    def exchange_lifetime(self) -> float:
+        """How long a CON's message ID means that exchange: 247 s by default."""
+        return self.transmit_span + 2 * MAX_LATENCY + self.ack_timeout
+
+    @property
+    def non_lifetime(self) -> float:
+        """How long a NON's message ID means that message: 145 s by default."""
+        return self.transmit_span + MAX_LATENCY
+
+
+class Transmission(Generic[A]):
+    """One message under way; without an endpoint once it is over.
+
+    `exchange` is what the message layer keeps of the request that it answers.
+    """
+
+    __slots__ = ("endpoint", "exchange", "message_id", "octets", "repeats", "request_id", "timeout")
+
+    def __init__(
+        self,
+        endpoint: Endpoint[A],
+        message_id: int,
+        octets: bytes,
+        request_id: int,
+        exchange: bytes,
+        timeout: float,
+    ) -> None:
+        self.endpoint: Endpoint[A] | None = endpoint
+        self.message_id = message_id
+        self.octets = octets
+        self.request_id = request_id
+        self.exchange = exchange
+        self.timeout = timeout
+        self.repeats = 0
+
+
+class Transmissions(Generic[A]):
+    """Sends, repeats with doubled delays, gives up; the answers to it come from `take`."""
+
+    def __init__(
+        self,
+        transmit: Callable[[A, bytes, float], None],
+        reliability: Reliability,
+        random: Random,
+    ) -> None:
+        self._transmit = transmit
+        self._reliability = reliability
+        self._random = random
+        self._due: list[tuple[float, int, Transmission[A]]] = []
+        self._order = 0
+        self._over = 0
+        self.repeats = 0
+
+    def __len__(self) -> int:
+        """Messages under way."""
+        return len(self._due) - self._over
+
+    def send(
+        self, endpoint: Endpoint[A], octets: bytes, request_id: int, exchange: bytes, now: float
+    ) -> None:
+        """Send a confirmable message; its message ID was taken from the endpoint."""
+        timeout = self._reliability.ack_timeout * self._random.uniform(
+            1.0, self._reliability.ack_random_factor
+        )
+        message_id = int.from_bytes(octets[2:4], "big")
+        transmission = Transmission(endpoint, message_id, octets, request_id, exchange, timeout)
+        if endpoint.outgoing is None:
+            endpoint.outgoing = {}
+        endpoint.outgoing[message_id] = transmission
+        self._push(transmission, now + timeout)
+        self._transmit(endpoint.association, octets, now)
+
+    def take(self, endpoint: Endpoint[A], message_id: int) -> Transmission[A] | None:
+        """End the message that an ACK or RST names; None if there is no such message."""
+        outgoing = endpoint.outgoing
+        transmission = outgoing.get(message_id) if outgoing is not None else None
+        if transmission is not None:
+            self._end(transmission, endpoint)
+            self._over += 1
+            self._tidy_up()
+        return transmission
+
+    def cancel(self, endpoint: Endpoint[A]) -> None:
+        """End all messages to an endpoint that is no more."""
+        for transmission in tuple((endpoint.outgoing or {}).values()):
+            self._end(transmission, endpoint)
+            self._over += 1
+        self._tidy_up()
+
+    def next_timer(self) -> float | None:
+        """When `handle_timer` has something to do at the earliest."""
+        return self._due[0][0] if self._due else None
+
+    def handle_timer(self, now: float) -> list[tuple[Endpoint[A], Transmission[A]]]:
+        """Repeat what is due; returns what was repeated often enough and is given up."""
+        given_up: list[tuple[Endpoint[A], Transmission[A]]] = []
+        while self._due and self._due[0][0] <= now:
+            transmission = heapq.heappop(self._due)[2]
+            endpoint = transmission.endpoint
+            if endpoint is None:
+                self._over -= 1
+            elif transmission.repeats == self._reliability.max_retransmit:
+                self._end(transmission, endpoint)
+                given_up.append((endpoint, transmission))
+            else:
+                transmission.repeats += 1
+                transmission.timeout *= 2
+                self.repeats += 1
+                self._push(transmission, now + transmission.timeout)
+                self._transmit(endpoint.association, transmission.octets, now)
+        return given_up
+
+    def _push(self, transmission: Transmission[A], due: float) -> None:
+        self._order += 1
+        heapq.heappush(self._due, (due, self._order, transmission))
+
+    def _end(self, transmission: Transmission[A], endpoint: Endpoint[A]) -> None:
+        assert endpoint.outgoing is not None
+        del endpoint.outgoing[transmission.message_id]
+        if not endpoint.outgoing:
+            endpoint.outgoing = None
+        transmission.endpoint = None
+
+    def _tidy_up(self) -> None:
+        """Messages that are over wait in the heap for their time, but never outnumber the rest."""
+        if self._over > _FEW and self._over * 2 > len(self._due):
+            self._due = [entry for entry in self._due if entry[2].endpoint is not None]
+            heapq.heapify(self._due)
+            self._over = 0

@@ -1,0 +1,172 @@
+"""What becomes of a message from a device: one publication, one response code."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Protocol
+
+from coapgate.errors import RequestRefused
+from coapgate.model import Code, Identity, Outcome
+from coapgate.mqtt import topics
+
+RETRY_AFTER = (2, 60)
+"""Seconds between which a refused device is told to come back, so that not all come at once."""
+PROPERTIES_LENGTH = 1024
+"""Octets kept free for topic and properties when a device is told how much the broker takes."""
+
+_REFUSED_FROM = 0x80
+"""PUBACK reason codes below it are success (MQTT 5 section 3.4.2.1)."""
+_NOT_AUTHORIZED = 0x87
+_TOPIC_NAME_INVALID = 0x90
+_PAYLOAD_FORMAT_INVALID = 0x99
+
+_METHOD_PROPERTIES: dict[int, tuple[str, str]] = {
+    Code.POST: ("coap-method", "POST"),
+    Code.PUT: ("coap-method", "PUT"),
+}
+
+
+class Publisher(Protocol):
+    """Where publications go; the outcome of each with a ticket comes back to `conclude`."""
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int,
+        content_type: str | None,
+        user_properties: list[tuple[str, str]],
+        ticket: int | None,
+    ) -> None:
+        """Take one publication; never raises, never blocks."""
+
+
+class Source:
+    """What is the same for every uplink of one association.
+
+    `association` is the association id in hex, `room` the octets a path may take in a topic.
+    """
+
+    __slots__ = ("association", "identity", "prefix", "properties", "room")
+
+    def __init__(self, identity: Identity, association_id: bytes, root: str) -> None:
+        self.identity = identity
+        self.association = association_id.hex()
+        self.prefix = topics.uplink_prefix(root, identity.tenant, identity.device)
+        self.room = topics.MAX_TOPIC_LENGTH - len(self.prefix.encode())
+        self.properties = (
+            ("tenant", identity.tenant),
+            ("device", identity.device),
+            ("auth", identity.method.value),
+            ("credential", identity.credential),
+        )
+
+
+class Uplinks:
+    """What devices send, on its way to the broker.
+
+    `begin` comes first in every tick of the loop, `conclude` once for every publication with a
+    ticket. `outcomes` counts publications by what `conclude` was told, `forwarded` all of them.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        root: str,
+        max_packet_size: Callable[[], int | None] = lambda: None,
+        jitter: Callable[[int, int], int] = random.randint,
+    ) -> None:
+        self._publisher = publisher
+        self._root = root
+        self._max_packet_size = max_packet_size
+        self._jitter = jitter
+        self._wall = 0.0
+        self._received_at: tuple[str, str] | None = None
+        self.forwarded = 0
+        self.outcomes: dict[int, int] = {}
+
+    def begin(self, wall: float) -> None:
+        """Start a tick: everything forwarded in it was received at `wall` (Unix seconds)."""
+        self._wall = wall
+        self._received_at = None
+
+    def source(self, identity: Identity, association_id: bytes) -> Source:
+        """Prepare for the uplinks of one association."""
+        return Source(identity, association_id, self._root)
+
+    def forward(
+        self,
+        source: Source,
+        method: int,
+        path: Sequence[bytes],
+        query: Sequence[bytes],
+        payload: bytes,
+        *,
+        content_type: str | None,
+        content_format: int | None,
+        message_id: int,
+        token: bytes,
+        ticket: int | None,
+    ) -> None:
+        """Publish one message of a device, at QoS 0 if there is no `ticket`, else at QoS 1.
+
+        `content_format` is given if it has no Content Type. The user property `message-id` is the
+        association id, the message ID and the token in hex, joined by `-`: 16, 4 and 0 to 16
+        digits. Every repetition of one exchange has the same.
+
+        Raises RequestRefused if the path or the query cannot be part of a publication.
+        """
+        topic = source.prefix + topics.uplink_path(path, source.room)
+        received_at = self._received_at
+        if received_at is None:
+            received_at = self._received_at = ("received-at", _rfc3339(self._wall))
+        properties = [*source.properties, _METHOD_PROPERTIES[method]]
+        if query:
+            properties.append(("coap-query", topics.query_text(query)))
+        if content_format is not None:
+            properties.append(("content-format", str(content_format)))
+        properties.append(received_at)
+        properties.append(
+            ("message-id", f"{source.association}-{message_id:04x}-{token.hex()}"),
+        )
+        self.forwarded += 1
+        self._publisher.publish(
+            topic,
+            payload,
+            qos=0 if ticket is None else 1,
+            content_type=content_type,
+            user_properties=properties,
+            ticket=ticket,
+        )
+
+    def conclude(self, outcome: int) -> RequestRefused | None:
+        """What the device is told: None is 2.04, the broker has it.
+
+        `outcome` is a PUBACK reason code or an Outcome.
+        """
+        outcomes = self.outcomes
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+        if outcome < _REFUSED_FROM:
+            return None
+        if outcome == _NOT_AUTHORIZED:
+            return RequestRefused(Code.FORBIDDEN, "not allowed by the broker")
+        if outcome in (_TOPIC_NAME_INVALID, _PAYLOAD_FORMAT_INVALID):
+            return RequestRefused(Code.BAD_REQUEST, "refused by the broker")
+        if outcome == Outcome.TOO_LARGE:
+            most = self._max_packet_size()
+            return RequestRefused(
+                Code.REQUEST_ENTITY_TOO_LARGE,
+                "too large for the broker",
+                size1=None if most is None else max(0, most - PROPERTIES_LENGTH),
+            )
+        return RequestRefused(
+            Code.SERVICE_UNAVAILABLE, "try again later", max_age=self._jitter(*RETRY_AFTER)
+        )
+
+
+def _rfc3339(wall: float) -> str:
+    """UTC with milliseconds, as RFC 3339 section 5.6 writes it."""
+    return datetime.fromtimestamp(wall, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"

@@ -1,0 +1,164 @@
+"""The CoAP side of a gateway with everything around it recorded, and the messages of a device."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aiocoap import Message
+
+from coapgate.coap.endpoint import Endpoint
+from coapgate.coap.hotpath import HotPath, Site
+from coapgate.coap.messages import MessageLayer, Settings
+from coapgate.coap.options import Request, encode_options
+from coapgate.coap.rates import DeviceRates
+from coapgate.model import Code, DeviceId, Identity, Method, Tenant
+from coapgate.uplink import Source, Uplinks
+
+CON, NON, ACK, RST = range(4)
+URI_PATH, CONTENT_FORMAT, URI_QUERY, NO_RESPONSE = 11, 12, 15, 258
+
+WALL = 1_700_000_000.25
+"""2023-11-14T22:13:20.250Z"""
+
+
+def message(
+    kind: int,
+    code: int,
+    message_id: int,
+    path: str = "",
+    *,
+    token: bytes = b"\x0a",
+    options: tuple[tuple[int, bytes], ...] = (),
+    payload: bytes = b"",
+) -> bytes:
+    """A message of a device; `path` goes before `options`, which are put in order."""
+    segments = tuple((URI_PATH, s.encode()) for s in path.split("/") if s)
+    ordered = sorted(segments + options, key=lambda option: option[0])
+    head = bytes((0x40 | kind << 4 | len(token), code)) + message_id.to_bytes(2, "big")
+    return head + token + encode_options(ordered) + (b"\xff" + payload if payload else b"")
+
+
+def empty(kind: int, message_id: int) -> bytes:
+    return message(kind, Code.EMPTY, message_id, token=b"")
+
+
+def identity(device: str = "sensor-1", tenant: str = "default") -> Identity:
+    return Identity(Tenant(tenant), DeviceId(device), Method.PSK, "psk-7")
+
+
+@dataclass(slots=True)
+class FakeAssociation:
+    """What the layers below would have."""
+
+    id: bytes
+    identity: Identity
+    max_plaintext: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    topic: str
+    payload: bytes
+    qos: int
+    content_type: str | None
+    user_properties: list[tuple[str, str]]
+    ticket: int | None
+
+    @property
+    def ticket_number(self) -> int:
+        assert self.ticket is not None
+        return self.ticket
+
+
+class RecordingPublisher:
+    """A broker that keeps everything and answers nothing, unless somebody listens."""
+
+    def __init__(self) -> None:
+        self.published: list[Publication] = []
+        self.on_publish: Callable[[Publication], None] = self.published.append
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int,
+        content_type: str | None,
+        user_properties: list[tuple[str, str]],
+        ticket: int | None,
+    ) -> None:
+        self.on_publish(Publication(topic, payload, qos, content_type, user_properties, ticket))
+
+
+class SilentSite:
+    """A Site that never answers."""
+
+    paths = frozenset({(b".well-known", b"core"), (b"time",), (b"hello",)})
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, Request]] = []
+
+    def request(self, source: Source, ticket: int, request: Request) -> None:
+        self.asked.append((ticket, request))
+
+
+class Gate:
+    """Message layer, hot path and uplinks between fakes; `sent` is what went to devices."""
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        rate: float = 1000.0,
+        burst: int = 1000,
+        max_absent: int = 4096,
+        site: Site | None = None,
+        max_packet_size: int | None = None,
+    ) -> None:
+        self.publisher = RecordingPublisher()
+        self.silent_site = SilentSite()
+        self.uplinks = Uplinks(
+            self.publisher, "coapgate", lambda: max_packet_size, jitter=lambda low, high: low
+        )
+        self.uplinks.begin(WALL)
+        self.rates = DeviceRates(rate, burst, max_absent)
+        self.sent: list[tuple[FakeAssociation, bytes]] = []
+        self.on_transmit: Callable[[FakeAssociation, bytes], None] = self._keep
+        self.layer: MessageLayer[FakeAssociation] = MessageLayer(
+            self._transmit,
+            HotPath(self.uplinks, site or self.silent_site),
+            self.rates,
+            settings,
+            random.Random(7),
+        )
+
+    def _transmit(self, association: FakeAssociation, octets: bytes, now: float) -> None:
+        assert len(octets) <= association.max_plaintext
+        self.on_transmit(association, octets)
+
+    def _keep(self, association: FakeAssociation, octets: bytes) -> None:
+        self.sent.append((association, octets))
+
+    def open(
+        self, device: str = "sensor-1", association_id: bytes = b"\1\2\3\4\5\6\7\x08"
+    ) -> Endpoint[FakeAssociation]:
+        association = FakeAssociation(association_id, identity(device))
+        return self.layer.open(association, association.identity, association_id)
+
+    def take(self) -> list[bytes]:
+        """What was sent since the last time."""
+        octets = [octets for _, octets in self.sent]
+        self.sent.clear()
+        return octets
+
+    def take_one(self) -> Message:
+        """The one message that was sent since the last time, read by aiocoap."""
+        (octets,) = self.take()
+        return Message.decode(octets)
+
+    def run_timers(self, until: float) -> None:
+        """Let time pass, timer by timer."""
+        while (due := self.layer.next_timer()) is not None and due <= until:
+            self.layer.handle_timer(due)
