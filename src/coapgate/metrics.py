@@ -1,0 +1,285 @@
+"""What is counted, as one table; a collector turns plain integers into samples when scraped."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector as PrometheusCollector
+
+from coapgate.errors import Reason
+from coapgate.model import Method
+
+
+class Kind(enum.Enum):
+    """A counter only grows while the process runs; a gauge goes up and down."""
+
+    COUNTER = enum.auto()
+    GAUGE = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric. `values` of its label are shown from the start, at 0; a source may add others.
+
+    No label ever holds a device, an address or a topic: the number of series does not depend on
+    the number of devices.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    label: str | None = None
+    values: tuple[str, ...] = ()
+
+
+FAMILIES = (
+    Family(
+        "coapgate_build_info",
+        Kind.GAUGE,
+        "The version that runs; the value is always 1.",
+        "version",
+    ),
+    Family(
+        "coapgate_start_time_seconds",
+        Kind.GAUGE,
+        "When this process began to serve, in Unix seconds.",
+    ),
+    Family(
+        "coapgate_internal_errors_total",
+        Kind.COUNTER,
+        "Mistakes of the gateway's own; the log has them.",
+    ),
+    # UDP
+    Family(
+        "coapgate_datagrams_received_total",
+        Kind.COUNTER,
+        "Datagrams that were taken from the DTLS sockets.",
+    ),
+    Family(
+        "coapgate_datagrams_sent_total",
+        Kind.COUNTER,
+        "Datagrams that were handed to the kernel.",
+    ),
+    Family(
+        "coapgate_send_errors_total",
+        Kind.COUNTER,
+        "Datagrams that the kernel did not take, by its error.",
+        "error",
+    ),
+    Family(
+        "coapgate_datagrams_dropped_total",
+        Kind.COUNTER,
+        "Datagrams, or records of them, that were dropped, by reason.",
+        "reason",
+    ),
+    Family(
+        "coapgate_kernel_receive_drops_total",
+        Kind.COUNTER,
+        "Datagrams that the kernel dropped because a socket's receive buffer was full.",
+    ),
+    # DTLS
+    Family(
+        "coapgate_cookies_sent_total",
+        Kind.COUNTER,
+        "HelloVerifyRequests: answers to a ClientHello without a valid cookie.",
+    ),
+    Family(
+        "coapgate_handshakes_started_total",
+        Kind.COUNTER,
+        "Handshakes that began: hellos with a valid cookie.",
+    ),
+    Family(
+        "coapgate_handshakes_pending",
+        Kind.GAUGE,
+        "Handshakes that have begun and not ended.",
+    ),
+    Family(
+        "coapgate_handshakes_completed_total",
+        Kind.COUNTER,
+        "Handshakes that let a device in, by what it proved itself with.",
+        "method",
+        tuple(Method),
+    ),
+    Family(
+        "coapgate_refusals_total",
+        Kind.COUNTER,
+        "Peers that were not let in, by reason.",
+        "reason",
+        tuple(Reason),
+    ),
+    Family(
+        "coapgate_decisions_waiting",
+        Kind.GAUGE,
+        "Handshakes that wait for an answer of the registry.",
+    ),
+    Family(
+        "coapgate_decisions_overrun_total",
+        Kind.COUNTER,
+        "Decisions that the registry was too slow for.",
+    ),
+    Family(
+        "coapgate_associations",
+        Kind.GAUGE,
+        "Associations with devices.",
+    ),
+    Family(
+        "coapgate_associations_closed_total",
+        Kind.COUNTER,
+        "Associations that ended, by cause.",
+        "cause",
+        ("peer", "replaced", "idle", "evicted", "surplus", "exhausted", "shutdown"),
+    ),
+    Family(
+        "coapgate_devices",
+        Kind.GAUGE,
+        "Devices that have an association.",
+    ),
+    # CoAP
+    Family(
+        "coapgate_responses_total",
+        Kind.COUNTER,
+        "Responses to devices, by code.",
+        "code",
+    ),
+    Family(
+        "coapgate_requests_unfinished",
+        Kind.GAUGE,
+        "Requests of devices that are not answered yet.",
+    ),
+    Family(
+        "coapgate_duplicates_total",
+        Kind.COUNTER,
+        "Messages that repeated one that had arrived before.",
+    ),
+    Family(
+        "coapgate_rate_limited_total",
+        Kind.COUNTER,
+        "Requests above a device's rate, answered 4.29.",
+    ),
+    Family(
+        "coapgate_overloads_total",
+        Kind.COUNTER,
+        "Requests of devices that had too many unanswered ones already.",
+    ),
+    Family(
+        "coapgate_messages_malformed_total",
+        Kind.COUNTER,
+        "Messages from devices that are not CoAP.",
+    ),
+    Family(
+        "coapgate_messages_ignored_total",
+        Kind.COUNTER,
+        "Messages from devices that nothing waits for, or that may be ignored, by reason.",
+        "reason",
+        ("unexpected", "response", "bad_option"),
+    ),
+    Family(
+        "coapgate_pings_total",
+        Kind.COUNTER,
+        "Empty messages by which devices asked whether the gateway is there.",
+    ),
+    Family(
+        "coapgate_separate_responses_total",
+        Kind.COUNTER,
+        "Responses that came too late for the acknowledgement.",
+    ),
+    Family(
+        "coapgate_separate_responses_repeated_total",
+        Kind.COUNTER,
+        "Repetitions of such responses that a device had not acknowledged.",
+    ),
+    Family(
+        "coapgate_separate_responses_failed_total",
+        Kind.COUNTER,
+        "Such responses that no device took, by how they ended.",
+        "end",
+        ("given_up", "reset"),
+    ),
+    # MQTT
+    Family(
+        "coapgate_uplinks_published_total",
+        Kind.COUNTER,
+        "Messages of devices that were handed to the MQTT connection.",
+    ),
+    Family(
+        "coapgate_publications_ended_total",
+        Kind.COUNTER,
+        "Publications, by outcome: PUBACK's reason code, or unavailable, poison, too_large.",
+        "outcome",
+        ("0x00", "unavailable", "poison", "too_large"),
+    ),
+    Family(
+        "coapgate_publications_repeated_total",
+        Kind.COUNTER,
+        "Publications that were sent again on a new connection.",
+    ),
+    Family(
+        "coapgate_publications_in_flight",
+        Kind.GAUGE,
+        "Publications that were sent and have no PUBACK yet.",
+    ),
+    Family(
+        "coapgate_publications_held",
+        Kind.GAUGE,
+        "Publications that wait for the broker.",
+    ),
+    Family(
+        "coapgate_mqtt_connected",
+        Kind.GAUGE,
+        "1 while the broker is connected, else 0.",
+    ),
+    Family(
+        "coapgate_mqtt_reconnects_total",
+        Kind.COUNTER,
+        "Connections to the broker after the first.",
+    ),
+    Family(
+        "coapgate_mqtt_failures_total",
+        Kind.COUNTER,
+        "Attempts to connect to the broker that failed.",
+    ),
+)
+
+Source = Callable[[], float | Mapping[str, float]]
+"""Reads what is counted; for a family with a label, the counts by its value."""
+
+
+class Collector(PrometheusCollector):
+    """Reads every family's source when scraped. Counting itself stays a plain integer."""
+
+    def __init__(
+        self, sources: Mapping[str, Source], families: Iterable[Family] = FAMILIES
+    ) -> None:
+        self._families = tuple(families)
+        self._sources = dict(sources)
+        names = {family.name for family in self._families}
+        if names != self._sources.keys():
+            odd = ", ".join(sorted(names ^ self._sources.keys()))
+            raise ValueError(f"a source for each family, and no other: {odd}")
+
+    def describe(self) -> Iterator[Metric]:
+        """The names alone; registering a collector reads no source."""
+        for family in self._families:
+            yield _metric(family)
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._families:
+            metric = _metric(family)
+            value = self._sources[family.name]()
+            if not isinstance(value, Mapping):
+                metric.add_metric([], value)
+            else:
+                counts = dict.fromkeys(family.values, 0.0) | {str(k): v for k, v in value.items()}
+                for label, count in counts.items():
+                    metric.add_metric([label], count)
+            yield metric
+
+
+def _metric(family: Family) -> CounterMetricFamily | GaugeMetricFamily:
+    labels = [family.label] if family.label is not None else []
+    if family.kind is Kind.COUNTER:
+        return CounterMetricFamily(family.name, family.help, labels=labels)
+    return GaugeMetricFamily(family.name, family.help, labels=labels)
