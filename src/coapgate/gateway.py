@@ -1,0 +1,275 @@
+"""The composition root: builds every part, opens them in order, closes them in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+
+from coapgate import http, logs
+from coapgate.authentication import BUILT_AT, Authentication
+from coapgate.coap.aiocoap_bridge import Bridge
+from coapgate.coap.hotpath import HotPath
+from coapgate.coap.messages import MessageLayer
+from coapgate.coap.messages import Settings as CoapSettings
+from coapgate.coap.rates import DeviceRates
+from coapgate.coap.resources import build_site
+from coapgate.config import Address, DtlsSettings, Settings
+from coapgate.dtls.association import Association
+from coapgate.dtls.handshake import HandshakeSettings
+from coapgate.dtls.negotiation import ServerCertificate
+from coapgate.dtls.server import ServerSettings
+from coapgate.errors import CoapgateError
+from coapgate.metering import sources
+from coapgate.metrics import Collector
+from coapgate.model import DeviceId, Tenant
+from coapgate.mqtt import topics
+from coapgate.mqtt.connection import Connection
+from coapgate.mqtt.settings import ConnectionSettings, check_files
+from coapgate.pki.certificates import leaf_public_key
+from coapgate.pki.server import load_server_certificate
+from coapgate.registry.sqlite import SqliteRegistry
+from coapgate.serving import Pump
+from coapgate.sessions import Sessions
+from coapgate.udp import Udp
+from coapgate.uplink import Uplinks
+
+WORKER = 0
+"""This worker's number; the first issues build one process."""
+IP_AND_UDP_HEADERS = 48
+"""Octets of a packet that are not datagram: IPv6 and UDP."""
+REFRESH_INTERVAL = 0.5
+"""Seconds after which a change of trust anchors shows at the latest."""
+DRAIN_TIME = 2.5
+"""Seconds that publications have to end after SIGTERM, of the 5 in which the process ends."""
+STOP_TIME = 3.8
+"""Seconds after SIGTERM in which devices are told."""
+LEAVE_TIME = 0.5
+"""Seconds that threads of libraries have to end when everything else has."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A gateway that serves: where, and through what."""
+
+    addresses: tuple[Address, ...]
+    """Where devices connect, as bound."""
+    http_address: Address
+    pump: Pump
+    connection: Connection
+    not_ready: Callable[[], list[str]]
+    """Why devices cannot be served now; empty when they can."""
+
+
+@asynccontextmanager
+async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
+    """Serve while the context is open; at its end whoever was let in is answered and told.
+
+    Raises StartError, CertificateError or RegistryError if a part cannot be opened. The broker may
+    be away: then the gateway is not ready, and goes on trying.
+    """
+    connection_settings = _connection_settings(settings)
+    check_files(connection_settings)
+    server_settings = _server_settings(settings.dtls)
+    store = settings.registry
+    is_open = False
+    try:
+        with SqliteRegistry.open(
+            store.url, store.key_file, settings.base, refresh_interval=REFRESH_INTERVAL
+        ) as registry:
+            async with asyncio.TaskGroup() as tasks:
+                authentication = Authentication(registry, clock_skew=settings.dtls.clock_skew)
+                sessions = Sessions(settings.limits.associations_per_device)
+                pump = Pump(server_settings, authentication, sessions, tasks)
+                connection = Connection(connection_settings, pump.acknowledged)
+                async with _serving(settings, pump, connection, tasks) as gateway:
+                    is_open = True
+                    yield gateway
+    except BaseExceptionGroup as group:
+        # What fails at the start is one thing to act on, and no task's.
+        known = None if is_open else group.subgroup(CoapgateError)
+        if known is None:
+            raise
+        raise _first(known) from None
+
+
+@asynccontextmanager
+async def _serving(
+    settings: Settings, pump: Pump, connection: Connection, tasks: asyncio.TaskGroup
+) -> AsyncIterator[Gateway]:
+    """Wire the parts together, open the ports, and only then go to the broker.
+
+    In this order a second gateway, started by mistake, fails on its ports before it takes the
+    first one's client id from it.
+    """
+    publications = connection.publications
+    uplinks = Uplinks(connection, settings.mqtt.root, lambda: publications.maximum_packet_size)
+    bridge = Bridge(build_site(time.time), pump.respond)
+    layer: MessageLayer[Association] = MessageLayer(
+        pump.server.send,
+        HotPath(uplinks, bridge),
+        DeviceRates(settings.limits.device_rate, settings.limits.device_burst),
+        CoapSettings(settings.coap.ack_delay, settings.coap.dedup_exchanges),
+    )
+    udp = Udp(pump, settings.dtls.receive_buffer)
+    pump.connect(layer, uplinks, _event_publisher(connection, settings.mqtt.root), udp.flush_soon)
+
+    def not_ready() -> list[str]:
+        failure = None if connection.failure is None else connection.failure.message
+        return reasons_not_to_serve(
+            time.time(),
+            is_accepting=pump.server.is_accepting,
+            is_connected=connection.connected,
+            failure=failure,
+        )
+
+    collectors = CollectorRegistry()
+    collectors.register(Collector(sources(pump, layer, uplinks, connection, udp)))
+    application = http.create_app(collectors, not_ready)
+    async with (
+        bridge,
+        http.serving(application, settings.http.bind, tasks) as http_address,
+    ):
+        udp.open(tuple((bind.host, bind.port) for bind in settings.dtls.bind))
+        to_broker = tasks.create_task(connection.run(), name="mqtt")
+        try:
+            addresses = tuple(Address(*address) for address in udp.addresses)
+            yield Gateway(addresses, http_address, pump, connection, not_ready)
+        finally:
+            # Devices are still heard: what they repeat is answered, what is new gets 5.03.
+            deadline = time.monotonic() + STOP_TIME
+            pump.stop()
+            try:
+                await connection.drain(DRAIN_TIME)
+            finally:
+                pump.close_all(udp.flush, deadline)
+                udp.close()
+                to_broker.cancel()
+
+
+def reasons_not_to_serve(
+    wall: float, *, is_accepting: bool, is_connected: bool, failure: str | None
+) -> list[str]:
+    """Why a gateway with open ports cannot serve devices; `failure` is why the broker is away."""
+    reasons = []
+    if not is_accepting:
+        reasons.append("the gateway is stopping")
+    if not is_connected:
+        because = "" if failure is None else f": {failure}"
+        reasons.append(f"the broker is not connected{because}")
+    if wall < BUILT_AT:
+        reasons.append("the clock is before the day this was built: no certificate can be judged")
+    return reasons
+
+
+def _event_publisher(
+    connection: Connection, root: str
+) -> Callable[[Tenant, DeviceId, str, bytes], None]:
+    def publish(tenant: Tenant, device: DeviceId, name: str, payload: bytes) -> None:
+        connection.publish(
+            topics.event_topic(root, tenant, device, name),
+            payload,
+            qos=1,
+            content_type="application/json",
+            user_properties=[],
+            ticket=None,
+        )
+
+    return publish
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises what `open_gateway` raises."""
+    logs.configure(settings.log.level, settings.log.format)
+    asyncio.run(_serve(settings))
+
+
+def _first(group: BaseExceptionGroup[CoapgateError]) -> CoapgateError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+async def _serve(settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with open_gateway(settings) as gateway:
+        # What was built so far lives as long as the process: never visit it again.
+        gc.collect()
+        gc.freeze()
+        where = ", ".join(f"coaps://{address}" for address in gateway.addresses)
+        print(  # noqa: T201 - said whatever the log level is
+            f"coapgate serves {where} and http://{gateway.http_address}, "
+            f"publishes to {settings.mqtt.url}",
+            file=sys.stderr,
+            flush=True,
+        )
+        await stop.wait()
+        log.info("stopping")
+    log.info("stopped")
+    threading.Thread(target=_leave, name="leave", daemon=True).start()
+
+
+def _leave() -> None:
+    """End the process although a thread of it waits for a name server: that cannot be cancelled,
+    and Python would wait with it. Everything of ours is closed by now."""
+    time.sleep(LEAVE_TIME)
+    os._exit(0)
+
+
+def _server_settings(dtls: DtlsSettings) -> ServerSettings:
+    certificate = None
+    if dtls.certificate is not None and dtls.private_key is not None:
+        loaded = load_server_certificate(dtls.certificate, dtls.private_key)
+        certificate = ServerCertificate(loaded.chain, loaded.key)
+    handshake = HandshakeSettings(
+        certificate=certificate,
+        public_key=leaf_public_key,
+        max_datagram=dtls.mtu - IP_AND_UDP_HEADERS,
+        retransmission_time=dtls.retransmission_time,
+        handshake_timeout=dtls.handshake_timeout,
+        auth_timeout=dtls.auth_timeout,
+        max_handshake_message=dtls.max_handshake_message,
+    )
+    return ServerSettings(
+        handshake,
+        idle_timeout=dtls.idle_timeout,
+        max_handshakes=dtls.max_handshakes,
+        handshakes_per_address=dtls.handshakes_per_address,
+        ecdhe_rate=dtls.ecdhe_rate,
+        ecdhe_burst=dtls.ecdhe_burst,
+        max_associations=dtls.max_associations,
+    )
+
+
+def _connection_settings(settings: Settings) -> ConnectionSettings:
+    mqtt = settings.mqtt
+    return ConnectionSettings(
+        host=mqtt.url.host,
+        port=mqtt.url.port,
+        tls=mqtt.url.tls,
+        client_id=mqtt.client_id.format(node=settings.node, worker=WORKER),
+        username=mqtt.username,
+        password_file=mqtt.password_file,
+        ca=mqtt.ca,
+        certificate=mqtt.certificate,
+        private_key=mqtt.private_key,
+        status_topic=topics.gateway_status_topic(mqtt.root, settings.node),
+        keep_alive=mqtt.keep_alive,
+        max_in_flight=mqtt.max_in_flight,
+        hold_time=mqtt.hold_time,
+        hold_messages=mqtt.hold_messages,
+    )

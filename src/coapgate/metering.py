@@ -1,0 +1,84 @@
+"""Where each metric is read: plain integers of the parts, by the names of `metrics.FAMILIES`."""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import version
+from typing import Any
+
+from coapgate.coap.messages import MessageLayer
+from coapgate.dtls.counters import Drop
+from coapgate.metrics import Source
+from coapgate.model import Outcome
+from coapgate.mqtt.connection import Connection
+from coapgate.serving import Pump
+from coapgate.udp import Udp
+from coapgate.uplink import Uplinks
+
+
+def sources(
+    pump: Pump, layer: MessageLayer[Any], uplinks: Uplinks, connection: Connection, udp: Udp
+) -> dict[str, Source]:
+    """One source for every family."""
+    started_at = time.time()
+    build = {version("coapgate"): 1}
+    server, decisions = pump.server, pump.decisions
+    records, counts, publications = server.counters, layer.counts, connection.publications
+    return {
+        "coapgate_build_info": lambda: build,
+        "coapgate_start_time_seconds": lambda: started_at,
+        "coapgate_internal_errors_total": lambda: udp.failures + decisions.failures,
+        # UDP
+        "coapgate_datagrams_received_total": lambda: udp.datagrams_received,
+        "coapgate_datagrams_sent_total": lambda: udp.datagrams_sent,
+        "coapgate_send_errors_total": lambda: udp.send_errors,
+        "coapgate_datagrams_dropped_total": lambda: dict.fromkeys(Drop, 0) | records.dropped,
+        "coapgate_kernel_receive_drops_total": udp.kernel_drops,
+        # DTLS
+        "coapgate_cookies_sent_total": lambda: records.cookies_sent,
+        "coapgate_handshakes_started_total": lambda: records.handshakes_started,
+        "coapgate_handshakes_pending": lambda: server.handshake_count,
+        "coapgate_handshakes_completed_total": lambda: pump.attached,
+        "coapgate_refusals_total": lambda: pump.refusals,
+        "coapgate_decisions_waiting": lambda: decisions.waiting,
+        "coapgate_decisions_overrun_total": lambda: decisions.overruns,
+        "coapgate_associations": lambda: server.association_count,
+        "coapgate_associations_closed_total": lambda: pump.detached,
+        "coapgate_devices": lambda: len(pump.sessions),
+        # CoAP
+        "coapgate_responses_total": lambda: {
+            f"{code >> 5}.{code & 31:02}": count for code, count in counts.responses.items()
+        },
+        "coapgate_requests_unfinished": lambda: layer.unfinished_exchanges,
+        "coapgate_duplicates_total": lambda: counts.duplicates,
+        "coapgate_rate_limited_total": lambda: counts.rate_limited,
+        "coapgate_overloads_total": lambda: counts.overloads,
+        "coapgate_messages_malformed_total": lambda: counts.format_errors,
+        "coapgate_messages_ignored_total": lambda: {
+            "unexpected": counts.ignored,
+            "response": counts.unexpected_responses,
+            "bad_option": counts.bad_option_drops,
+        },
+        "coapgate_pings_total": lambda: counts.pings,
+        "coapgate_separate_responses_total": lambda: counts.separate_responses,
+        "coapgate_separate_responses_repeated_total": lambda: layer.retransmissions,
+        "coapgate_separate_responses_failed_total": lambda: {
+            "given_up": counts.given_up,
+            "reset": counts.resets,
+        },
+        # MQTT
+        "coapgate_uplinks_published_total": lambda: uplinks.forwarded,
+        "coapgate_publications_ended_total": lambda: {
+            _outcome(outcome): count for outcome, count in uplinks.outcomes.items()
+        },
+        "coapgate_publications_repeated_total": lambda: publications.repeated,
+        "coapgate_publications_in_flight": lambda: publications.in_flight,
+        "coapgate_publications_held": lambda: publications.held,
+        "coapgate_mqtt_connected": lambda: int(connection.connected),
+        "coapgate_mqtt_reconnects_total": lambda: max(0, connection.connects - 1),
+        "coapgate_mqtt_failures_total": lambda: connection.failures,
+    }
+
+
+def _outcome(outcome: int) -> str:
+    return Outcome(outcome).name.lower() if outcome > 0xFF else f"0x{outcome:02x}"

@@ -1,0 +1,285 @@
+"""The pump: what DTLS reports goes to authentication, sessions and CoAP, their answers back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+from coapgate.authentication import Authentication
+from coapgate.coap.messages import MessageLayer
+from coapgate.decisions import Decisions
+from coapgate.dtls.association import Association
+from coapgate.dtls.events import (
+    AssociationClosed,
+    Candidate,
+    ChainProven,
+    HandshakeFailed,
+    KeyProven,
+    KeysRequested,
+)
+from coapgate.dtls.server import Server, ServerSettings
+from coapgate.errors import Reason, Refused
+from coapgate.logs import Seldom, StrangerLog
+from coapgate.model import DeviceId, Identity, Path, PskCredential, Tenant
+from coapgate.sessions import Sessions
+from coapgate.uplink import Uplinks
+
+REFUSED_EVENT_INTERVAL = 60.0
+"""Seconds between two `event/refused` of one device and reason."""
+MAX_REFUSED_EVENTS = 4096
+"""Pairs of device and reason remembered for that."""
+CLOSED_AT_ONCE = 256
+"""Associations that are closed before their goodbyes are sent."""
+
+log = logging.getLogger(__name__)
+
+
+class Pump:
+    """Carries events and answers between the layers; it has no policy of its own.
+
+    A handshake has at most one decision at a time, which ends within `auth_timeout` seconds; those
+    that wait are tasks of `tasks`. `clock` is monotonic seconds, `wall` Unix seconds. Call
+    `connect` before anything else.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        authentication: Authentication,
+        sessions: Sessions,
+        tasks: asyncio.TaskGroup,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.server = Server(settings, self._deliver)
+        self.outgoing = self.server.outgoing
+        self.receive_datagram = self.server.receive_datagram
+        self.decisions = Decisions(
+            tasks,
+            self._decided,
+            timeout=settings.handshake.auth_timeout,
+            limit=settings.max_handshakes,
+        )
+        self.sessions = sessions
+        self.refusals: Counter[str] = Counter()
+        """Handshakes that ended without association, by reason."""
+        self.attached: Counter[str] = Counter()
+        """Associations that opened, by method."""
+        self.detached: Counter[str] = Counter()
+        """Associations that closed, by cause."""
+        self._authentication = authentication
+        self._clock = clock
+        self._wall = wall
+        self._strangers = StrangerLog(log)
+        self._seldom = Seldom()
+        self._is_closing = False
+        self._refused = Seldom(REFUSED_EVENT_INTERVAL, MAX_REFUSED_EVENTS)
+
+    def connect(
+        self,
+        layer: MessageLayer[Association],
+        uplinks: Uplinks,
+        publish_event: Callable[[Tenant, DeviceId, str, bytes], None],
+        wake: Callable[[], None],
+    ) -> None:
+        """The layers above, built on this pump's `server.send` and `acknowledged`.
+
+        `wake` is called when there may be something to send outside a batch.
+        """
+        self._layer = layer
+        self._uplinks = uplinks
+        self._publish_event = publish_event
+        self._wake = wake
+
+    # --- from below: the sockets
+
+    def begin(self) -> None:
+        """A batch of datagrams follows."""
+        self._uplinks.begin(self._wall())
+
+    def settle(self, now: float) -> None:
+        """Act on the events that DTLS left."""
+        events = self.server.events
+        start = self.decisions.start
+        while events:
+            match events.popleft():
+                case KeysRequested(handshake, identity):
+                    start(self._find_keys(handshake, identity), "find-keys")
+                case KeyProven(handshake, path, PskCredential() as credential):
+                    start(self._judge_key(handshake, path, credential), "judge-key")
+                case ChainProven(handshake, path, chain):
+                    start(self._judge_chain(handshake, path, chain), "judge-chain")
+                case HandshakeFailed() as failed:
+                    self._on_failed(failed, now)
+                case AssociationClosed(association, cause):
+                    self._on_closed(association, cause)
+
+    def next_timer(self) -> float | None:
+        """When `handle_timer` wants to be called (monotonic seconds), None if never."""
+        timers = (self.server.next_timer(), self._layer.next_timer(), self._strangers.due_at)
+        return min((due for due in timers if due is not None), default=None)
+
+    def handle_timer(self, now: float) -> None:
+        """Do what is due; nothing may be."""
+        self._uplinks.begin(self._wall())
+        self.server.handle_timer(now)
+        self._layer.handle_timer(now)
+        self._strangers.flush(now)
+
+    def _deliver(self, association: Association, plaintext: bytes, now: float) -> None:
+        # `_accept` put it there, and an association without it has received nothing.
+        self._layer.receive(association.endpoint, plaintext, now)  # type: ignore[arg-type]
+
+    # --- from above: the broker
+
+    def acknowledged(self, ticket: int, outcome: int) -> None:
+        """A publication ended: its PUBACK's reason code, or an Outcome."""
+        self._layer.acknowledged(ticket, outcome, self._clock())
+        self._wake()
+
+    def respond(self, ticket: int, code: int, options: bytes, payload: bytes) -> None:
+        """The Site answers an exchange."""
+        self._layer.respond(ticket, code, options, payload, self._clock())
+        self._wake()
+
+    # --- authentication
+
+    async def _find_keys(self, handshake: int, identity: bytes) -> None:
+        try:
+            found = await self._authentication.find_keys(identity)
+        except Refused as refusal:
+            self._complain(refusal)
+            self.server.offer_keys(handshake, (), self._clock(), reason=refusal.reason)
+            return
+        # What comes back with the proof, and may have to wait for a decision, holds no secret.
+        candidates = tuple(
+            Candidate(credential.secret, replace(credential, secret=b"")) for credential in found
+        )
+        padding = self._authentication.max_candidates()
+        self.server.offer_keys(handshake, candidates, self._clock(), padding=padding)
+
+    async def _judge_key(self, handshake: int, path: Path, credential: PskCredential) -> None:
+        try:
+            identity = await self._authentication.judge_psk(credential, self._wall())
+        except Refused as refusal:
+            self._refuse(handshake, path, refusal)
+            return
+        self._accept(handshake, identity)
+
+    async def _judge_chain(self, handshake: int, path: Path, chain: tuple[bytes, ...]) -> None:
+        try:
+            identity = await self._authentication.judge_chain(chain, self._wall())
+        except Refused as refusal:
+            self._refuse(handshake, path, refusal)
+            return
+        self._accept(handshake, identity)
+
+    def _decided(self) -> None:
+        self._wake()
+
+    def _accept(self, handshake: int, identity: Identity) -> None:
+        association = self.server.accept(handshake, identity, self._clock())
+        if association is None:
+            return  # it took too long, and the server has refused it
+        association.endpoint = self._layer.open(association, identity, association.id)
+        self.attached[identity.method] += 1
+        log.info("session opened", extra=_describe(association))
+        for surplus in self.sessions.open(identity, association.id, self._is_open):
+            oldest = self.server.find(surplus)
+            assert oldest is not None
+            self.server.close(oldest, "surplus")
+
+    def _is_open(self, association_id: bytes) -> bool:
+        return self.server.find(association_id) is not None
+
+    def _refuse(self, handshake: int, path: Path, refusal: Refused) -> None:
+        """Turn a peer away whose Finished verified; it may have proven to be a device."""
+        now = self._clock()
+        reason = refusal.reason
+        self.server.refuse(handshake, reason, now)
+        if refusal.proven is None:
+            self._complain(refusal)
+            self._on_failed(HandshakeFailed(path, reason, refusal.detail), now)
+            return
+        self.refusals[reason] += 1
+        tenant, device, credential = refusal.proven
+        if self._refused.count((tenant, device, reason), now):
+            fields = {"tenant": tenant, "device": device, "credential": credential}
+            log.info("session refused", extra=fields | {"reason": reason.value, "peer": path[1]})
+            event = _event("refused", reason, self._wall())
+            self._publish_event(Tenant(tenant), DeviceId(device), "refused", event)
+
+    def _complain(self, refusal: Refused) -> None:
+        """What concerns everybody is said at once; handshakes end only when their time is up."""
+        if refusal.reason is not Reason.UNAVAILABLE:
+            return
+        if count := self._seldom.count(refusal.reason, self._clock()):
+            fields = {"detail": refusal.detail, "count": count}
+            log.warning("authentication is unavailable", extra=fields)
+
+    def _on_failed(self, failed: HandshakeFailed, now: float) -> None:
+        self.refusals[failed.reason] += 1
+        peer, identity = failed.path[1], failed.identity or b""
+        self._strangers.refused(failed.reason, peer, now, identity, failed.detail)
+
+    # --- the end of associations
+
+    def _on_closed(self, association: Association, cause: str) -> None:
+        self.detached[cause] += 1
+        self._layer.close(association.endpoint)  # type: ignore[arg-type]  # as in `_deliver`
+        # Each holds the other: without this the garbage collector would have to find them.
+        association.endpoint = None
+        self.sessions.close(association.identity, association.id)
+        if not self._is_closing:
+            log.info("session closed", extra=_describe(association) | {"cause": cause})
+
+    def stop(self) -> None:
+        """Let nobody in any more: no new handshakes, and no decision on those under way."""
+        self.server.is_accepting = False
+        self.decisions.stop()
+
+    def close_all(self, flush: Callable[[], None], deadline: float) -> None:
+        """Say close_notify to everybody, as far as there is time; `flush` sends what piles up.
+
+        In one line: with a line for each, 200,000 devices would take longer than a stop may.
+        """
+        self._is_closing = True
+        count = 0
+        for association in tuple(self.server.associations):
+            self.server.close(association, "shutdown")
+            count += 1
+            if count % CLOSED_AT_ONCE == 0:
+                now = self._clock()
+                self.settle(now)
+                flush()
+                if now >= deadline:
+                    break
+        self.settle(self._clock())
+        flush()
+        untold = self.server.association_count
+        log.info("sessions closed", extra={"count": count, "untold": untold, "cause": "shutdown"})
+        self._strangers.flush(math.inf)
+
+
+def _describe(association: Association) -> dict[str, object]:
+    identity = association.identity
+    return {
+        "tenant": identity.tenant,
+        "device": identity.device,
+        "method": identity.method.value,
+        "credential": identity.credential,
+        "peer": association.path[1],
+        "association": association.id.hex(),
+    }
+
+
+def _event(name: str, reason: Reason, wall: float) -> bytes:
+    """JSON of an event on the bus; `at` is RFC 3339, UTC, whole seconds."""
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(wall))
+    return json.dumps({"at": at, "event": name, "reason": reason.value}).encode()

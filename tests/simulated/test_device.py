@@ -1,0 +1,286 @@
+"""A device over a real socket, against a gateway of a few lines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from coapgate.coap.transmissions import Reliability
+from coapgate.dtls.association import Association
+from coapgate.dtls.client import ClientCertificate, ClientSettings, PskKey
+from coapgate.dtls.events import Candidate, ChainProven, KeyProven, KeysRequested
+from coapgate.dtls.handshake import HandshakeSettings
+from coapgate.dtls.negotiation import ServerCertificate
+from coapgate.dtls.server import Server, ServerSettings
+from coapgate.dtls.signatures import PublicKey
+from coapgate.errors import Alert, DeviceRefused, NoAnswer, Reason
+from coapgate.model import Code, DeviceId, Identity, Method, Tenant
+from coapgate.pki.factory import FactoryCa, IssuedCertificate
+from coapgate.simulated.device import Device
+from coapgate.simulated.message import Kind, Message
+from coapgate.simulated.trust import trust_server
+
+KEY = PskKey(b"sensor-1", b"sixteen octets!!")
+SENSOR_1 = Identity(Tenant("default"), DeviceId("sensor-1"), Method.PSK, "psk-1")
+QUICK = Reliability(ack_timeout=0.05, ack_random_factor=1.0, max_retransmit=4)
+QUICK_HANDSHAKE = ClientSettings(retransmission_time=0.05, handshake_timeout=2.0)
+
+Answer = Callable[[Message], list[Message]]
+
+
+def changed(request: Message) -> list[Message]:
+    return [Message(Kind.ACK, Code.CHANGED, request.message_id, request.token)]
+
+
+def _read_key(certificate: bytes) -> PublicKey:
+    key = x509.load_der_x509_certificate(certificate).public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    return key
+
+
+class FakeGateway(asyncio.DatagramProtocol):
+    """Lets KEY in, or refuses it for `reason`; answers what `answer` says.
+
+    It loses the first `lost` datagrams.
+    """
+
+    def __init__(
+        self,
+        answer: Answer = changed,
+        *,
+        reason: Reason | None = None,
+        lost: int = 0,
+        certificate: IssuedCertificate | None = None,
+    ) -> None:
+        settings = HandshakeSettings()
+        if certificate is not None:
+            assert isinstance(certificate.key, ec.EllipticCurvePrivateKey)
+            settings = HandshakeSettings(
+                ServerCertificate(certificate.chain, certificate.key), _read_key
+            )
+        self.server = Server(ServerSettings(settings), self._deliver)
+        self.requests: list[Message] = []
+        self.sources: set[Any] = set()
+        self._answer = answer
+        self._reason = reason
+        self._lost = lost
+        self._changed = asyncio.Event()
+        self.transport: asyncio.DatagramTransport
+
+    @property
+    def port(self) -> int:
+        port: int = self.transport.get_extra_info("sockname")[1]
+        return port
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until datagrams have brought about a condition."""
+        async with asyncio.timeout(10):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    def datagram_received(self, datagram: bytes, address: Any) -> None:
+        self.sources.add(address)
+        if self._lost:
+            self._lost -= 1
+            return
+        now = asyncio.get_running_loop().time()
+        self.server.receive_datagram(datagram, (0, address), now)
+        while self.server.events:
+            match self.server.events.popleft():
+                case KeysRequested(handshake):
+                    self.server.offer_keys(handshake, (Candidate(KEY.secret, None),), now)
+                case (KeyProven() | ChainProven()) as proven:
+                    if self._reason is not None:
+                        self.server.refuse(proven.handshake, self._reason, now)
+                    else:
+                        self.server.accept(proven.handshake, SENSOR_1, now)
+        self.flush()
+        self._changed.set()
+
+    def flush(self) -> None:
+        for datagram, (_, address) in self.server.outgoing:
+            self.transport.sendto(datagram, address)
+        self.server.outgoing.clear()
+
+    def _deliver(self, association: Association, plaintext: bytes, now: float) -> None:
+        message = Message.parse(plaintext)
+        if message.kind in (Kind.CON, Kind.NON):
+            self.requests.append(message)
+            for answer in self._answer(message):
+                self.server.send(association, answer.encode(), now)
+
+
+@asynccontextmanager
+async def serving(gateway: FakeGateway) -> AsyncIterator[FakeGateway]:
+    loop = asyncio.get_running_loop()
+    local = ("127.0.0.1", 0)
+    gateway.transport, _ = await loop.create_datagram_endpoint(lambda: gateway, local)
+    try:
+        yield gateway
+    finally:
+        gateway.transport.close()
+
+
+async def test_a_device_connects_asks_and_says_goodbye() -> None:
+    async with serving(FakeGateway()) as gateway:
+        async with Device("127.0.0.1", gateway.port, KEY) as device:
+            response = await device.request(
+                Code.POST, "/room/temperature", b"21.5", query=(b"unit=C",), content_format=0
+            )
+            assert gateway.server.association_count == 1
+        await gateway.until(lambda: gateway.server.association_count == 0)
+
+    assert str(response) == "2.04"
+    (request,) = gateway.requests
+    assert request.payload == b"21.5"
+    assert request.options == (
+        (11, b"room"),
+        (11, b"temperature"),
+        (12, b""),
+        (15, b"unit=C"),
+    )
+
+
+async def test_a_device_has_a_certificate_and_judges_the_gateways() -> None:
+    ca = FactoryCa.create("Factory")
+    issued = ca.issue_device("sensor-1")
+    trusting = ClientCertificate(
+        issued.chain, issued.key, trust_server(ca.certificate, "127.0.0.1")
+    )
+    doubting = ClientCertificate(
+        issued.chain, issued.key, trust_server(FactoryCa.create("Other").certificate, "127.0.0.1")
+    )
+    elsewhere = ClientCertificate(
+        issued.chain, issued.key, trust_server(ca.certificate, "gateway.example")
+    )
+    async with serving(FakeGateway(certificate=ca.issue_server())) as gateway:
+        async with Device("127.0.0.1", gateway.port, trusting) as device:
+            assert str(await device.request(Code.PUT, "state", b"on")) == "2.04"
+        for credential in (doubting, elsewhere):
+            with pytest.raises(NoAnswer, match="untrusted"):
+                async with Device("127.0.0.1", gateway.port, credential):
+                    pass
+
+
+async def test_a_refused_device_learns_the_alert() -> None:
+    async with serving(FakeGateway(reason=Reason.REVOKED)) as gateway:
+        with pytest.raises(DeviceRefused, match="certificate_revoked") as caught:
+            async with Device("127.0.0.1", gateway.port, KEY):
+                pass
+
+    assert caught.value.alert is Alert.CERTIFICATE_REVOKED
+
+
+async def test_silence_is_no_answer() -> None:
+    quick = ClientSettings(retransmission_time=0.02, handshake_timeout=0.1)
+    async with serving(FakeGateway(lost=1_000_000)) as gateway:
+        with pytest.raises(NoAnswer):
+            async with Device("127.0.0.1", gateway.port, KEY, settings=quick):
+                pass
+
+
+async def test_a_handshake_survives_lost_datagrams() -> None:
+    async with (
+        serving(FakeGateway(lost=2)) as gateway,
+        Device("127.0.0.1", gateway.port, KEY, settings=QUICK_HANDSHAKE) as device,
+    ):
+        assert str(await device.request(Code.POST, "a", b"")) == "2.04"
+
+
+async def test_a_request_is_repeated_until_it_is_answered() -> None:
+    heard: list[int] = []
+
+    def answer_the_third(request: Message) -> list[Message]:
+        heard.append(request.message_id)
+        return changed(request) if len(heard) == 3 else []
+
+    async with (
+        serving(FakeGateway(answer_the_third)) as gateway,
+        Device("127.0.0.1", gateway.port, KEY, reliability=QUICK) as device,
+    ):
+        assert str(await device.request(Code.POST, "a", b"1")) == "2.04"
+        assert device.repeats == 2
+
+    assert len(set(heard)) == 1
+
+
+async def test_a_request_that_nobody_acknowledges_is_given_up() -> None:
+    hasty = Reliability(ack_timeout=0.01, ack_random_factor=1.0, max_retransmit=2)
+    async with (
+        serving(FakeGateway(lambda request: [])) as gateway,
+        Device("127.0.0.1", gateway.port, KEY, reliability=hasty) as device,
+    ):
+        with pytest.raises(NoAnswer, match="acknowledged"):
+            await device.request(Code.POST, "a", b"1")
+        with pytest.raises(NoAnswer, match="in time"):
+            await device.request(Code.POST, "a", b"1", confirmable=False, response_timeout=0.05)
+
+
+async def test_a_rejected_request_is_no_answer() -> None:
+    def reject(request: Message) -> list[Message]:
+        return [Message(Kind.RST, Code.EMPTY, request.message_id)]
+
+    async with (
+        serving(FakeGateway(reject)) as gateway,
+        Device("127.0.0.1", gateway.port, KEY) as device,
+    ):
+        with pytest.raises(NoAnswer, match="rejected"):
+            await device.request(Code.POST, "a", b"1")
+
+
+async def test_many_requests_at_once_get_their_own_answers() -> None:
+    def echo(request: Message) -> list[Message]:
+        return [
+            Message(Kind.NON, Code.CONTENT, request.message_id, request.token, (), request.payload)
+        ]
+
+    async with (
+        serving(FakeGateway(echo)) as gateway,
+        Device("127.0.0.1", gateway.port, KEY) as device,
+        asyncio.TaskGroup() as tasks,
+    ):
+        asked = [
+            tasks.create_task(device.request(Code.POST, "a", str(number).encode()))
+            for number in range(20)
+        ]
+        async with asyncio.timeout(10):
+            payloads = [(await one).payload for one in asked]
+
+    assert payloads == [str(number).encode() for number in range(20)]
+
+
+async def test_whoever_waits_when_the_gateway_says_goodbye_is_told() -> None:
+    async with (
+        serving(FakeGateway(lambda request: [])) as gateway,
+        Device("127.0.0.1", gateway.port, KEY) as device,
+    ):
+        async with asyncio.TaskGroup() as tasks:
+            asking = tasks.create_task(_failure(device))
+            await gateway.until(lambda: bool(gateway.requests))
+            (association,) = gateway.server.associations
+            gateway.server.close(association, "test")
+            gateway.flush()
+        assert asking.result() == "the gateway sent alert 0 (close_notify)"
+        with pytest.raises(DeviceRefused):
+            await device.request(Code.POST, "a", b"1")
+
+
+async def _failure(device: Device) -> str:
+    with pytest.raises(DeviceRefused) as caught:
+        await device.request(Code.POST, "a", b"1")
+    return str(caught.value)
+
+
+async def test_a_device_speaks_from_the_address_it_is_given() -> None:
+    async with (
+        serving(FakeGateway()) as gateway,
+        Device("127.0.0.1", gateway.port, KEY, local_address=("127.0.0.9", 0)),
+    ):
+        assert {address[0] for address in gateway.sources} == {"127.0.0.9"}
