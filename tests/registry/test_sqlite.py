@@ -234,7 +234,7 @@ async def test_two_connections_see_each_others_changes(tmp_path: Path) -> None:
         assert await gateway.anchors() == ()
 
 
-async def test_a_change_of_anchors_shows_within_the_refresh_interval(tmp_path: Path) -> None:
+def test_one_more_key_shows_in_the_work_of_all_within_the_refresh_interval(tmp_path: Path) -> None:
     now = 100.0
     with (
         SqliteRegistry.open(
@@ -246,13 +246,14 @@ async def test_a_change_of_anchors_shows_within_the_refresh_interval(tmp_path: P
         ) as gateway,
         open_sqlite(tmp_path) as administration,
     ):
-        assert await gateway.anchors() == ()
-        administration.add_anchor(FACTORY)
+        assert gateway.max_keys_per_identity() == 1
+        administration.add_psk(DEFAULT, SENSOR_1, b"sensor-1", KEY_1, create_device=True)
+        administration.add_psk(DEFAULT, SENSOR_1, b"sensor-1", KEY_2)
 
         now = 100.25
-        assert await gateway.anchors() == ()
+        assert gateway.max_keys_per_identity() == 1
         now = 100.5
-        assert await gateway.anchors() == (FACTORY,)
+        assert gateway.max_keys_per_identity() == 2
 
 
 def add_devices_in_processes(folder: Path) -> None:

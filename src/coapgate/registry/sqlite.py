@@ -81,9 +81,9 @@ class SqliteRegistry:
         """Open the registry at `sqlite:///file.db` (relative to `base`), and bring it up to date.
 
         With `create` false a registry that does not exist is an error. `verify_key_file` reads
-        the key file now; without, it is read when a secret is to be read or written. Changes of
-        anchors by others show after `refresh_interval` seconds at most: to ask costs six system
-        calls, and every handshake would.
+        the key file now; without, it is read when a secret is to be read or written. What
+        `max_keys_per_identity` answers is at most `refresh_interval` seconds old: every handshake
+        asks, and to look costs six system calls.
 
         Raises RegistryError, of which RegistryUnavailable and KeyFileError are kinds.
         """
@@ -146,7 +146,8 @@ class SqliteRegistry:
         return self._anchors
 
     def max_keys_per_identity(self) -> int:
-        self._refresh()
+        if self._clock() - self._refreshed_at >= self._refresh_interval:
+            self._refresh()
         return self._max_keys
 
     # What the command line does.
@@ -290,8 +291,6 @@ class SqliteRegistry:
     def _refresh(self) -> None:
         """Read the anchors and the number of keys again if another connection has written."""
         now = self._clock()
-        if now - self._refreshed_at < self._refresh_interval:
-            return
         try:
             (version,) = self._cursor.execute("PRAGMA data_version").fetchone()
             self._refreshed_at = now
