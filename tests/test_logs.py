@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -22,6 +23,7 @@ from coapgate.logs import (
     show_address,
     show_octets,
 )
+from tests.waiting import DEADLINE
 
 log = logging.getLogger("coapgate.test_logs")
 PEER = ("::ffff:192.0.2.7", 40312, 0, 0)
@@ -184,6 +186,57 @@ def test_configuring_again_writes_no_line_twice(written: io.StringIO) -> None:
     log.debug("once")
 
     assert len(written.getvalue().splitlines()) == 1
+
+
+class Stalled(io.StringIO):
+    """A reader that stops reading until it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached = threading.Event()
+        self.go_on = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.reached.set()
+        assert self.go_on.wait(DEADLINE)
+        return super().write(text)
+
+
+def messages(stream: io.StringIO) -> list[str]:
+    return [line.split(" ", 1)[1] for line in stream.getvalue().splitlines()]
+
+
+def test_what_is_written_aside_is_there_at_the_end(written: io.StringIO) -> None:
+    with logs.written_aside():
+        log.info("session opened", extra={"device": "sensor-1"})
+    log.info("after it")
+
+    assert messages(written) == ["info session opened device=sensor-1", "info after it"]
+
+
+@pytest.mark.usefixtures("written")
+def test_a_reader_that_stalls_stops_nobody_and_what_is_lost_is_counted() -> None:
+    stream = Stalled()
+    logs.configure("info", "text", stream)
+
+    with logs.written_aside(max_waiting=3):
+        log.info("first")
+        assert stream.reached.wait(DEADLINE)  # the writer has it, and is stuck
+        for number in range(2, 8):
+            log.info("more", extra={"number": number})
+        stream.go_on.set()
+        while not stream.getvalue().count("number=4"):
+            threading.Event().wait(0.01)
+        log.info("last")
+
+    assert messages(stream) == [
+        "info first",
+        "info more number=2",
+        "info more number=3",
+        "info more number=4",
+        "warning log lines were lost count=3",
+        "info last",
+    ]
 
 
 def test_strangers_get_one_line_a_reason_in_ten_seconds(written: io.StringIO) -> None:

@@ -16,11 +16,15 @@ from __future__ import annotations
 import json
 import logging
 import math
+import queue
 import re
 import sys
+import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from logging.handlers import QueueHandler, QueueListener
 from typing import TextIO
 
 MAX_PEER_OCTETS = 64
@@ -28,6 +32,12 @@ MAX_PEER_OCTETS = 64
 
 MAX_DETAIL = 128
 """Characters of what is said about a refusal."""
+
+MAX_WAITING = 10_000
+"""Records that wait for a slow reader of our lines."""
+
+WRITING_TIME = 1.0
+"""Seconds that what still waits has at the end."""
 
 STRANGERS_INTERVAL = 10.0
 """Seconds between two lines about the same reason."""
@@ -55,6 +65,69 @@ def configure(level: str, form: str, stream: TextIO | None = None) -> None:
 
 class _Written(logging.StreamHandler[TextIO]):
     """Our handler, told from those that others added."""
+
+
+@contextmanager
+def written_aside(max_waiting: int = MAX_WAITING) -> Iterator[None]:
+    """Write in a thread while this is open: whoever stops reading our lines must not stop us.
+
+    Call `configure` first. At most `max_waiting` records wait; more are lost, and counted in a
+    line of their own once there is room. What waits at the end has a second to be written.
+    """
+    root = logging.getLogger()
+    handlers = [known for known in root.handlers if isinstance(known, _Written)]
+    waiting: queue.Queue[logging.LogRecord] = queue.Queue(max_waiting)
+    aside = _Aside(waiting)
+    listener = QueueListener(waiting, *handlers, respect_handler_level=True)
+    for handler in handlers:
+        root.removeHandler(handler)
+    root.addHandler(aside)
+    listener.start()
+    try:
+        yield
+    finally:
+        root.removeHandler(aside)
+        for handler in handlers:
+            root.addHandler(handler)
+        # Not `listener.stop()` itself: it waits for as long as a reader does not read.
+        ending = threading.Thread(target=_stop, args=(listener,), daemon=True)
+        ending.start()
+        ending.join(WRITING_TIME)
+
+
+def _stop(listener: QueueListener) -> None:
+    with suppress(queue.Full):
+        listener.stop()
+
+
+class _Aside(QueueHandler):
+    """Hands records to the thread that writes them, as they are."""
+
+    def __init__(self, waiting: queue.Queue[logging.LogRecord]) -> None:
+        super().__init__(waiting)
+        self._lost = 0
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            if self._lost:
+                self.queue.put_nowait(
+                    logging.makeLogRecord(
+                        {
+                            "name": __name__,
+                            "levelno": logging.WARNING,
+                            "levelname": "WARNING",
+                            "msg": "log lines were lost",
+                            "count": self._lost,
+                        }
+                    )
+                )
+                self._lost = 0
+            self.queue.put_nowait(record)
+        except queue.Full:
+            self._lost += 1
 
 
 class TextFormatter(logging.Formatter):
