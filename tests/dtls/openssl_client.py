@@ -32,12 +32,12 @@ CIPHERS = {
     0xC02C: "ECDHE-ECDSA-AES256-GCM-SHA384",
 }
 
-Loss = Callable[[str, int], bool]
-"""Whether a datagram is lost: `to server` or `to client`, and its number in that direction."""
+Copies = Callable[[str, int], int]
+"""How often a datagram arrives: `to server` or `to client`, and its number in that direction."""
 
 
-def nothing_lost(direction: str, number: int) -> bool:
-    return False
+def once(direction: str, number: int) -> int:
+    return 1
 
 
 class OpenSslPair:
@@ -52,7 +52,7 @@ class OpenSslPair:
         group: ec.EllipticCurve | None = None,
         mtu: int = 1200,
         refuse: Reason | None = None,
-        loss: Loss = nothing_lost,
+        copies: Copies = once,
     ) -> None:
         self.now = 0.0
         self.server = Server(settings, self._deliver)
@@ -64,7 +64,7 @@ class OpenSslPair:
         self.is_connected = False
         self.lengths: dict[str, list[int]] = {"to server": [], "to client": []}
         self._refuse = refuse
-        self._loss = loss
+        self._copies = copies
         context = SSL.Context(SSL.DTLS_CLIENT_METHOD)
         # OpenSSL counts CCM_8 as 64 bits, which its level 1 does not allow.
         names = [CIPHERS[suite]] if suite is not None else list(CIPHERS.values())
@@ -149,7 +149,7 @@ class OpenSslPair:
     def _to_server(self) -> bool:
         records = self._drain()
         for record in records:
-            if not self._is_lost("to server", record):
+            for _ in range(self._arrivals("to server", record)):
                 self.server.receive_datagram(record, PATH, self.now)
         return bool(records)
 
@@ -165,16 +165,16 @@ class OpenSslPair:
         datagrams = [datagram for datagram, _ in self.server.outgoing]
         self.server.outgoing.clear()
         for datagram in datagrams:
-            if not self._is_lost("to client", datagram):
+            for _ in range(self._arrivals("to client", datagram)):
                 self.client.bio_write(datagram)
                 # A memory BIO would join datagrams: OpenSSL takes each before the next.
                 if not self.failure:
                     self._advance()
         return bool(datagrams)
 
-    def _is_lost(self, direction: str, datagram: bytes) -> bool:
+    def _arrivals(self, direction: str, datagram: bytes) -> int:
         self.lengths[direction].append(len(datagram))
-        return self._loss(direction, len(self.lengths[direction]) - 1)
+        return self._copies(direction, len(self.lengths[direction]) - 1)
 
     def _answer_events(self) -> None:
         while self.server.events:

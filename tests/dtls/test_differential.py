@@ -206,10 +206,25 @@ def test_every_pattern_of_loss_in_the_server_s_flights(suite: int) -> None:
                 settings,
                 suite=suite,
                 certificate=device_certificate(),
-                loss=lambda way, number, lost=lost: way == "to client" and number in lost,  # type: ignore[misc]
+                copies=lambda way, number, lost=lost: way != "to client" or number not in lost,  # type: ignore[misc]
             )
             assert not pair.connect()
             assert pair.wait_for_server(), (lost, pair.failure)
+            assert is_alive(pair)
+
+
+@pytest.mark.parametrize("suite", CIPHERS)
+def test_a_second_hello_verify_request_and_every_other_duplicate_do_no_harm(suite: int) -> None:
+    settings = x509_settings(max_datagram=400)
+    for direction in ("to server", "to client"):
+        for twice in range(8):
+            pair = OpenSslPair(
+                settings,
+                suite=suite,
+                certificate=device_certificate(),
+                copies=lambda way, number, twice=(direction, twice): 1 + ((way, number) == twice),  # type: ignore[misc]
+            )
+            assert pair.connect(), (direction, twice, pair.failure)
             assert is_alive(pair)
 
 
@@ -231,7 +246,7 @@ def test_every_datagram_of_the_client_lost_once_and_the_last_flight_too(mtu: int
             suite=suite,
             certificate=device_certificate(),
             mtu=mtu,
-            loss=lambda way, number, pattern=pattern: (way, number) == pattern,  # type: ignore[misc]
+            copies=lambda way, number, pattern=pattern: (way, number) != pattern,  # type: ignore[misc]
         )
         for pattern in patterns
         for suite in CIPHERS

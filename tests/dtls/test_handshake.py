@@ -27,7 +27,7 @@ from coapgate.dtls.handshake import (
 )
 from coapgate.dtls.keys import Transcript
 from coapgate.dtls.messages import HandshakeType as T
-from coapgate.dtls.records import ContentType, Record, split
+from coapgate.dtls.records import ContentType, Record, encode, split
 from coapgate.dtls.server import Server, ServerSettings
 from coapgate.dtls.signatures import SCHEMES, PrivateKey
 from coapgate.dtls.suites import SUITES, KeyExchange
@@ -364,6 +364,21 @@ def test_renegotiation_info_is_answered_empty_if_it_or_the_scsv_was_sent() -> No
     assert answered(extensions={}) is None
 
 
+@pytest.mark.parametrize("version", [0xFEFF, 0xFEFD])
+def test_record_versions_of_dtls_1_0_and_1_2_are_accepted(server: Server, version: int) -> None:
+    peer = RawPeer(server)
+    for cookie in (b"", cookie_of(server, peer)):
+        hello = m.encode_message(T.CLIENT_HELLO, peer.message_seq, peer.hello(cookie).encode())
+        replies = peer.put(encode(ContentType.HANDSHAKE, peer.message_seq, hello, version))
+        peer.message_seq += 1
+
+    assert [message[0] for message in read_messages(replies)] == [
+        T.SERVER_HELLO,
+        T.SERVER_HELLO_DONE,
+    ]
+    assert {record.octets[1:3] for record in replies} == {b"\xfe\xfd"}
+
+
 def test_the_session_id_of_the_answer_is_empty_and_its_version_1_2(server: Server) -> None:
     peer = RawPeer(server)
     peer.greet(session_id=b"resume me", version=b"\xfe\xfc")
@@ -596,6 +611,28 @@ def test_a_signature_scheme_that_was_not_offered_is_refused(server: Server) -> N
     peer.finish()
 
     assert failures(server) == [(Reason.BAD_SIGNATURE, "scheme 0x0203")]
+
+
+def test_the_transcript_s_octets_are_kept_until_certificate_verify_and_freed_after_it(
+    server: Server,
+) -> None:
+    certificate = device_certificate()
+    peer = RawPeer(server, suite=ECDHE_CCM_8)
+    peer.greet()
+    peer.say(T.CERTIFICATE, m.encode_certificate(certificate.chain))
+    peer.say(T.CLIENT_KEY_EXCHANGE, peer.key_exchange())
+    peer.derive()
+    kept = pending(server)._transcript.octets
+    peer.say(T.CERTIFICATE_VERIFY, peer.certificate_verify(certificate.key))
+
+    assert kept is not None
+    assert pending(server)._transcript.octets is None
+
+    without = RawPeer(server, path=(0, ("192.0.2.2", 1)))
+    without.greet()
+    handshake = server._pending.at(without.path)
+    assert handshake is not None
+    assert handshake._transcript.octets is None
 
 
 def test_a_key_that_may_not_be_used_is_refused_once_finished_verified(server: Server) -> None:

@@ -177,6 +177,20 @@ def test_a_refusal_lost_is_told_again_when_the_client_repeats_its_flight(kind: s
     assert len(alerts) == 3
 
 
+@pytest.mark.parametrize("kind", MAKE)
+def test_a_second_hello_verify_request_does_no_harm(kind: str) -> None:
+    def fate(direction: Direction, number: int, datagram: bytes) -> tuple[float, ...]:
+        # The second copy of the first hello arrives at every moment of the handshake.
+        return (0.01, late) if (direction, number) == (TO_SERVER, 0) else (0.01,)
+
+    for hundredth in range(1, 9):
+        late = hundredth / 100
+        link, device = attempt(MAKE[kind], fate, 0.5)
+        assert device.client.is_established
+        assert link.server.counters.cookies_sent == 2
+        assert is_alive(link, device)
+
+
 # --- a bad wire
 
 SMALL = 300
