@@ -399,3 +399,39 @@ async def test_an_anchor_that_cannot_be_read_is_named(root: FactoryCa) -> None:
 def test_no_key_octet_shows_in_a_refusal() -> None:
     assert CREDENTIAL.secret.hex() not in repr(CREDENTIAL)
     assert repr(CREDENTIAL.secret)[2:-1] not in repr(CREDENTIAL)
+
+
+# --- who it was that is refused
+
+
+async def test_a_refusal_says_which_device_was_proven_and_by_what() -> None:
+    with pytest.raises(Refused) as caught:
+        await Authentication(MemoryRegistry()).judge_psk(
+            replace(CREDENTIAL, device_enabled=False), WALL
+        )
+
+    assert caught.value.proven == ("default", "sensor-7", "psk-3")
+
+
+async def test_only_a_chain_that_speaks_for_a_device_proves_it(root: FactoryCa) -> None:
+    registry = MemoryRegistry()
+    authentication = Authentication(registry)
+    chain = root.issue_device("sensor-7").chain
+    proven = []
+    # Nobody vouches for the name; then it is another's; then it is this device, and disabled.
+    for step in range(3):
+        if step == 1:
+            registry.add_device(Device(DEFAULT_TENANT, SENSOR_7))
+            registry.add_anchor(anchor_of(root, auto_provision=True))
+        if step == 2:
+            registry.trust(DEFAULT_TENANT, SENSOR_7, "factory", "sensor-7")
+            registry.enable_device(DEFAULT_TENANT, SENSOR_7, enabled=False)
+        with pytest.raises(Refused) as caught:
+            await authentication.judge_chain(chain, WALL)
+        proven.append(caught.value.proven)
+
+    assert proven[:2] == [None, None]
+    assert proven[2] is not None
+    tenant, device, credential = proven[2]
+    assert (tenant, device) == ("default", "sensor-7")
+    assert credential.startswith("sha256:")

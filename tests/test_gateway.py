@@ -20,11 +20,12 @@ from coapgate.errors import (
     Alert,
     CertificateError,
     CoapgateError,
+    DeviceRefused,
     KeyFileError,
     StartError,
 )
 from coapgate.gateway import open_gateway, reasons_not_to_serve
-from coapgate.model import Code
+from coapgate.model import DEFAULT_TENANT, Code, DeviceId
 from coapgate.simulated.device import Device
 from coapgate.simulated.message import Kind, Message
 from tests import gateway_fixtures
@@ -216,6 +217,17 @@ async def test_a_second_gateway_on_the_same_port_does_not_disturb_the_first(
     assert first.gateway.connection.connects == 1
 
 
+async def test_what_goes_wrong_later_is_no_error_of_the_start(install: Install) -> None:
+    async def crash() -> None:
+        async with FakeBroker() as broker, starting(install(broker.url)):
+            raise StartError("a mistake in a task")
+
+    with pytest.raises(ExceptionGroup) as raised:
+        await crash()
+
+    assert raised.group_contains(StartError)
+
+
 # --- where it serves
 
 
@@ -239,6 +251,19 @@ async def test_several_binds_are_all_served(start_gateway: StartGateway) -> None
         gateway.host, gateway.port = address.host, address.port
         async with gateway.device(key) as device:
             assert str(await device.request(Code.POST, "a", b"")) == "2.04"
+
+
+async def test_a_refusal_after_proof_is_published(install: Install) -> None:
+    async with FakeBroker() as broker, starting(install(broker.url)) as gateway:
+        installation = gateway.installation
+        key = installation.add_psk("sensor-1")
+        installation.registry.enable_device(DEFAULT_TENANT, DeviceId("sensor-1"), enabled=False)
+
+        with pytest.raises(DeviceRefused):
+            await gateway.device(key).__aenter__()
+
+        await broker.published_at_least(2)  # the gateway's own status is one
+        assert broker.published[-1].topic == f"{installation.root}/default/sensor-1/event/refused"
 
 
 # --- the end

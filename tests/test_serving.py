@@ -567,15 +567,17 @@ async def test_who_stops_lets_nobody_new_in_and_says_goodbye_to_all(
     ]
 
 
+@pytest.mark.parametrize(("time_left", "told"), [(0.0, CLOSED_AT_ONCE), (1.0, CLOSED_AT_ONCE + 3)])
 async def test_a_stop_takes_no_longer_than_it_may(
-    store: Store, gate: Gate, caplog: pytest.LogCaptureFixture
+    store: Store, gate: Gate, caplog: pytest.LogCaptureFixture, time_left: float, told: int
 ) -> None:
-    keys = [add_psk(store, f"sensor-{number}") for number in range(CLOSED_AT_ONCE + 3)]
-    for key in keys:
-        gate.connect(key)
+    for number in range(CLOSED_AT_ONCE + 3):
+        gate.connect(add_psk(store, f"sensor-{number}"))
     caplog.set_level(logging.INFO)
 
-    gate.pump.close_all(gate.turn, gate.now)
+    gate.pump.close_all(gate.turn, gate.now + time_left)
 
-    assert gate.pump.detached == {"shutdown": CLOSED_AT_ONCE}
-    assert lines(caplog) == [f"info sessions closed count={CLOSED_AT_ONCE} untold=3 cause=shutdown"]
+    assert gate.pump.detached == {"shutdown": told}
+    assert lines(caplog) == [
+        f"info sessions closed count={told} untold={CLOSED_AT_ONCE + 3 - told} cause=shutdown"
+    ]

@@ -105,14 +105,22 @@ def test_received_at_belongs_to_the_tick() -> None:
     publisher = RecordingPublisher()
     uplinks = Uplinks(publisher, "coapgate")
     source = uplinks.source(IDENTITY, ASSOCIATION_ID)
-    for wall in (0.0, 0.0, 1.9996):
+    # Within a second, into the next, and back: clocks are set.
+    for wall in (0.0, 0.25, 1.9996, 2.0, 1.5):
         uplinks.begin(wall)
         _forward_plainly(uplinks, source)
         _forward_plainly(uplinks, source)
 
     times = [dict(p.user_properties)["received-at"] for p in publisher.published]
-    assert times == ["1970-01-01T00:00:00.000Z"] * 4 + ["1970-01-01T00:00:01.999Z"] * 2
-    assert uplinks.forwarded == 6
+    assert times[::2] == times[1::2]
+    assert times[::2] == [
+        "1970-01-01T00:00:00.000Z",
+        "1970-01-01T00:00:00.250Z",
+        "1970-01-01T00:00:01.999Z",
+        "1970-01-01T00:00:02.000Z",
+        "1970-01-01T00:00:01.500Z",
+    ]
+    assert uplinks.forwarded == 10
 
 
 def _forward_plainly(uplinks: Uplinks, source: Source) -> None:

@@ -17,9 +17,12 @@ class Decisions:
     """Runs coroutines: at once up to their first wait, and what does wait as a task of `tasks`.
 
     The embedded registry answers without waiting, and tasks with deadlines for a handshake's two
-    decisions would cost half as much as the handshake. At most `limit` wait, each `timeout`
-    seconds at most; one too many is dropped. `ended` is called after each that waited. What a
-    coroutine raises costs itself alone.
+    decisions would cost half as much as the handshake. Each waits `timeout` seconds at most;
+    `ended` is called after each that waited. What a coroutine raises costs itself alone.
+
+    Those about peers that proved a key are as many as handshakes may be. The others go on when
+    their handshake has yielded to another: only while fewer than `limit` wait, else they are
+    dropped.
 
     Until its first wait a coroutine runs outside of any task: it must not ask for the current
     one, as `asyncio.timeout` does.
@@ -33,6 +36,7 @@ class Decisions:
         self._timeout = timeout
         self._limit = limit
         self._waiting: set[asyncio.Task[None]] = set()
+        self._is_stopped = False
         self._seldom = Seldom()
         self.overruns = 0
         """Cancelled at `timeout`, or dropped because of `limit`."""
@@ -44,7 +48,9 @@ class Decisions:
         """How many wait for an answer."""
         return len(self._waiting)
 
-    def start(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+    def start(
+        self, coroutine: Coroutine[Any, Any, None], name: str, *, is_proven: bool = False
+    ) -> None:
         """Run a coroutine; `name` is its task's. Raises nothing."""
         try:
             awaited = coroutine.send(None)
@@ -55,7 +61,10 @@ class Decisions:
             self._fail(error)
             return
         _mark(awaited, awaited_now=False)
-        if len(self._waiting) >= self._limit:
+        if self._is_stopped:
+            coroutine.close()
+            return
+        if len(self._waiting) >= self._limit and not is_proven:
             coroutine.close()
             self._overrun()
             return
@@ -71,7 +80,7 @@ class Decisions:
 
     def stop(self) -> None:
         """Cancel what waits, and let nothing wait any more."""
-        self._limit = 0
+        self._is_stopped = True
         for task in self._waiting:
             task.cancel()
 

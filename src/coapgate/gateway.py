@@ -49,7 +49,7 @@ WORKER = 0
 IP_AND_UDP_HEADERS = 48
 """Octets of a packet that are not datagram: IPv6 and UDP."""
 REFRESH_INTERVAL = 0.5
-"""Seconds after which a change of trust anchors shows at the latest."""
+"""Seconds after which one more key of an identity makes every handshake try as many."""
 DRAIN_TIME = 2.5
 """Seconds that publications have to end after SIGTERM, of the 5 in which the process ends."""
 STOP_TIME = 3.8
@@ -193,7 +193,8 @@ def _event_publisher(
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises what `open_gateway` raises."""
     logs.configure(settings.log.level, settings.log.format)
-    asyncio.run(_serve(settings))
+    with logs.written_aside():
+        asyncio.run(_serve(settings))
 
 
 def _first(group: BaseExceptionGroup[CoapgateError]) -> CoapgateError:

@@ -112,9 +112,11 @@ class Pump:
                 case KeysRequested(handshake, identity):
                     start(self._find_keys(handshake, identity), "find-keys")
                 case KeyProven(handshake, path, PskCredential() as credential):
-                    start(self._judge_key(handshake, path, credential), "judge-key")
+                    judging = self._judge_key(handshake, path, credential)
+                    start(judging, "judge-key", is_proven=True)
                 case ChainProven(handshake, path, chain):
-                    start(self._judge_chain(handshake, path, chain), "judge-chain")
+                    judging = self._judge_chain(handshake, path, chain)
+                    start(judging, "judge-chain", is_proven=True)
                 case HandshakeFailed() as failed:
                     self._on_failed(failed, now)
                 case AssociationClosed(association, cause):
