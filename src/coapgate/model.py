@@ -83,6 +83,20 @@ class PskCredential:
     not_after: float | None = None
     device_enabled: bool = True
 
+    def without_secret(self) -> PskCredential:
+        """All but the secret, for whoever only has to know what was proven."""
+        return PskCredential(
+            self.number,
+            self.tenant,
+            self.device,
+            self.identity,
+            b"",
+            self.state,
+            self.not_before,
+            self.not_after,
+            self.device_enabled,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TrustAnchor:

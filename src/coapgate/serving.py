@@ -9,7 +9,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 
 from coapgate.authentication import Authentication
 from coapgate.coap.messages import MessageLayer
@@ -161,7 +160,7 @@ class Pump:
             return
         # What comes back with the proof, and may have to wait for a decision, holds no secret.
         candidates = tuple(
-            Candidate(credential.secret, replace(credential, secret=b"")) for credential in found
+            Candidate(credential.secret, credential.without_secret()) for credential in found
         )
         padding = self._authentication.max_candidates()
         self.server.offer_keys(handshake, candidates, self._clock(), padding=padding)

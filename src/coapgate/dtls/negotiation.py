@@ -48,16 +48,15 @@ def negotiate(hello: ClientHello, certificate: ServerCertificate | None) -> Para
     if NULL_COMPRESSION not in hello.compression_methods:
         raise Refused(Reason.ILLEGAL_PARAMETER, "null compression not offered")
     offer = parse_offer(hello.extensions, hello.cipher_suites)
-    ecdhe = _choose_ecdhe(offer, certificate)
     offered = frozenset(hello.cipher_suites)
-    for suite in SUITES.values():
-        if suite.code not in offered:
-            continue
+    shared = [suite for suite in SUITES.values() if suite.code in offered]
+    for suite in shared:
         if suite.key_exchange is KeyExchange.PSK:
             return Parameters(suite, offer)
-        if ecdhe is not None:
-            return Parameters(suite, offer, *ecdhe)
-    raise Refused(Reason.NO_SHARED_CIPHER)
+    ecdhe = _choose_ecdhe(offer, certificate)
+    if ecdhe is None or not shared:
+        raise Refused(Reason.NO_SHARED_CIPHER)
+    return Parameters(shared[0], offer, *ecdhe)
 
 
 def _choose_ecdhe(
