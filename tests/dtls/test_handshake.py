@@ -20,6 +20,7 @@ from coapgate.dtls.finished import HandshakeKeys
 from coapgate.dtls.groups import GROUPS
 from coapgate.dtls.handshake import (
     MAX_ALERTS,
+    POINT_INTERVAL,
     REFUSAL_TIME,
     HandshakeSettings,
     ServerHandshake,
@@ -566,6 +567,25 @@ def test_a_point_that_is_not_uncompressed_whole_and_on_the_curve_is_refused(
     ((reason, detail),) = failures(server)
     assert reason is Reason.MALFORMED
     assert "point" in detail
+
+
+def test_a_peer_s_bad_points_are_looked_at_four_times_a_second(server: Server) -> None:
+    # Each costs us as much as an ECDHE hello, of which there are only so many a second.
+    peer = RawPeer(server, suite=ECDHE_CCM_8)
+    peer.greet()
+    peer.say(T.CERTIFICATE, m.encode_certificate(device_certificate().chain))
+    good = peer.key_exchange()
+
+    def attempt(body: bytes) -> State:
+        message = m.encode_message(T.CLIENT_KEY_EXCHANGE, peer.message_seq, body)
+        peer.put(peer.clear(ContentType.HANDSHAKE, message))
+        return pending(server).state
+
+    bad = m.encode_point(b"\4" + bytes(64))
+    assert attempt(bad) is State.AWAIT_CLIENT_KEY_EXCHANGE
+    assert attempt(good) is State.AWAIT_CLIENT_KEY_EXCHANGE
+    peer.now += POINT_INTERVAL
+    assert attempt(good) is State.AWAIT_CERTIFICATE_VERIFY
 
 
 # --- facts about the device: only after its Finished

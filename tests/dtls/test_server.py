@@ -119,6 +119,18 @@ def test_the_answer_is_never_larger_than_the_question(site: Site) -> None:
     assert site.server.counters.cookies_sent == 1
 
 
+def test_a_datagram_full_of_hellos_is_answered_by_one_datagram(site: Site) -> None:
+    # Each answer has IP and UDP headers of its own: 24 of them would be more than the question.
+    peer = site.peer()
+
+    replies = peer.put(*(peer.message(T.CLIENT_HELLO, peer.hello().encode()) for _ in range(10)))
+
+    assert [reply.sequence for reply in replies] == [0]
+    assert site.server.counters.cookies_sent == 1
+    assert site.dropped(Drop.MANY_HELLOS) == 9
+    assert peer.greet()
+
+
 @pytest.mark.parametrize(
     ("host", "port"), [("192.0.2.1", 2), ("192.0.2.2", 1), ("::ffff:192.0.2.1", 1)]
 )

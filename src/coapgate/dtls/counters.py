@@ -20,6 +20,8 @@ class Drop(enum.StrEnum):
     NO_HANDSHAKE = "no_handshake"
     HELLO_NUMBER = "hello_number"
     """A hello with a message_seq or record sequence number that no first hello has."""
+    MANY_HELLOS = "many_hellos"
+    """A hello without a valid cookie behind another in one datagram."""
     NOT_ACCEPTING = "not_accepting"
     HANDSHAKE_LIMIT = "handshake_limit"
     ECDHE_RATE = "ecdhe_rate"

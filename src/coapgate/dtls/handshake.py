@@ -50,6 +50,9 @@ MAX_ALERTS = 5
 """How often the alert of a refusal is sent, repeats included."""
 REFUSAL_TIME = 60.0
 """Seconds during which the alert of a refusal is repeated on demand."""
+POINT_INTERVAL = 0.25
+"""Seconds after a point that cannot be until another is looked at: each costs as much as an ECDHE
+hello, of which an address has only so many."""
 MAX_PLAINTEXT = 1 << 14
 
 _FATAL = 2
@@ -121,6 +124,7 @@ class ServerHandshake:
         "_key_refusal",
         "_malformed",
         "_message_seq",
+        "_next_point_at",
         "_parameters",
         "_possession",
         "_proof",
@@ -179,6 +183,7 @@ class ServerHandshake:
         self._chain: tuple[bytes, ...] = ()
         self._key_refusal: Reason | None = None
         self._malformed = False
+        self._next_point_at = now
         self._detail = ""
 
     # --- what the owner sees
@@ -347,6 +352,9 @@ class ServerHandshake:
             return State.AWAIT_KEYS, KeysRequested(self.number, self.identity)
         assert self._parameters.group is not None
         assert self._ephemeral is not None
+        if now < self._next_point_at:
+            raise MalformedMessage("a point too soon after one that cannot be")
+        self._next_point_at = now + POINT_INTERVAL
         premaster = self._parameters.group.exchange(self._ephemeral, m.parse_point(body))
         self._record_key_exchange(body)
         self._candidates = ((None, self._derive(premaster)),)

@@ -37,10 +37,15 @@ class Reader:
 
     def vector(self, prefix: int, minimum: int = 0) -> bytes:
         """A vector behind a length of `prefix` octets, `minimum` octets or longer."""
-        octets = self.fixed(self.integer(prefix))
-        if len(octets) < minimum:
+        octets = self._octets
+        start = self._position + prefix
+        end = start + int.from_bytes(octets[self._position : start], "big")
+        if end > len(octets):
+            raise MalformedMessage("message cut short")
+        if end - start < minimum:
             raise MalformedMessage("vector too short")
-        return octets
+        self._position = end
+        return octets[start:end]
 
     def integers(self, prefix: int, size: int) -> tuple[int, ...]:
         """A vector of unsigned integers of `size` octets (1 or 2) each, at least one."""

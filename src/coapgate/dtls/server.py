@@ -83,6 +83,9 @@ class Server:
         self._deliver = deliver
         self._random = random
         self._cookies = Cookies(random)
+        # One datagram is answered by one cookie: each has IP and UDP headers of its own, and
+        # together they would be more than the question.
+        self._may_ask = True
         self._pending = PendingHandshakes(settings.max_handshakes, settings.handshakes_per_address)
         self._ecdhe = EcdheBudget(settings.ecdhe_rate, settings.ecdhe_burst)
         self._handshake_number = 0
@@ -128,6 +131,7 @@ class Server:
             # The usual case: one record of application data, nothing else.
             self._receive_application(association, datagram, now)
             return
+        self._may_ask = True
         try:
             for record in records.split(datagram):
                 self._receive_record(record, path, now)
@@ -232,7 +236,10 @@ class Server:
                 self._begin(hello, fragments, path, now)
         elif not self.is_accepting:
             self.counters.dropped[Drop.NOT_ACCEPTING] += 1
+        elif not self._may_ask:
+            self.counters.dropped[Drop.MANY_HELLOS] += 1
         else:
+            self._may_ask = False
             cookie = self._cookies.make(*bound)
             answer = hello_verify_request(record.sequence, message_seq, cookie)
             # What holds a whole HelloStart has 61 octets, the answer 60: we amplify nothing.
