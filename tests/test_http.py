@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import AsyncIterator
 
@@ -12,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from coapgate.config import Address
 from coapgate.errors import StartError
-from coapgate.http import create_app, serving
+from coapgate.http import MAX_CONNECTIONS, create_app, serving
 
 LOOPBACK = Address("127.0.0.1", 0)
 
@@ -107,6 +108,45 @@ async def test_ipv6_is_served() -> None:
         httpx.AsyncClient(trust_env=False) as asking,
     ):
         assert (await asking.get(f"http://{address}/livez")).status_code == 200
+
+
+async def test_connections_that_ask_for_nothing_yield_to_new_ones(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = create_app(CollectorRegistry(), list)
+    async with (
+        asyncio.TaskGroup() as tasks,
+        serving(app, LOOPBACK, tasks) as address,
+        httpx.AsyncClient(trust_env=False) as asking,
+    ):
+        idle = [
+            await asyncio.open_connection(address.host, address.port)
+            for _ in range(MAX_CONNECTIONS + 1)
+        ]
+        assert (await asking.get(f"http://{address}/livez")).status_code == 200
+
+        async with asyncio.timeout(4):
+            for reader, _ in idle[:2]:
+                with contextlib.suppress(ConnectionResetError):
+                    assert await reader.read() == b""
+        assert not idle[-1][0].at_eof()
+        for _, writer in idle:
+            writer.close()
+    assert caplog.records == []
+
+
+async def test_requests_that_are_none_fill_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    app = create_app(CollectorRegistry(), list)
+    async with asyncio.TaskGroup() as tasks, serving(app, LOOPBACK, tasks) as address:
+        for request in (
+            b"\x16\x03\x01\r\n\r\n",
+            b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: upgrade, close\r\nUpgrade: h2c\r\n\r\n",
+        ):
+            reader, writer = await asyncio.open_connection(address.host, address.port)
+            writer.write(request)
+            assert (await reader.read()).startswith(b"HTTP/1.1 ")
+            writer.close()
+    assert caplog.records == []
 
 
 async def test_an_open_connection_does_not_hold_up_the_end() -> None:

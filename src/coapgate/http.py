@@ -12,12 +12,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from coapgate.config import Address
 from coapgate.errors import StartError
 
 MAX_CONNECTIONS = 64
-"""At once; the next is answered 503."""
+"""At once; then the oldest ends, so that whoever asks for nothing keeps nobody out."""
 _READING = ["GET", "HEAD"]
 
 
@@ -63,11 +64,11 @@ async def serving(
                 app,
                 lifespan="off",
                 ws="none",
-                http="h11",
+                http=_Protocol,
                 log_config=None,
+                log_level="error",  # it warns of each request that is none
                 access_log=False,
                 server_header=False,
-                limit_concurrency=MAX_CONNECTIONS,
                 timeout_keep_alive=5,
                 timeout_graceful_shutdown=1,
             )
@@ -78,6 +79,19 @@ async def serving(
         finally:
             server.should_exit = True
             await asyncio.wait({task})
+
+
+class _Protocol(H11Protocol):
+    """One connection, told from others by its age."""
+
+    opened_at = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.opened_at = self.loop.time()
+        if len(self.connections) > MAX_CONNECTIONS:
+            mine = (each for each in self.connections if isinstance(each, _Protocol))
+            min(mine, key=lambda each: each.opened_at).transport.abort()
 
 
 class _Server(uvicorn.Server):

@@ -203,6 +203,15 @@ def test_a_broker_that_names_another_is_quoted() -> None:
     assert wire.client.ending.hint == r"it names 'b.example\x1b' as the one to use"
 
 
+def test_of_what_a_broker_names_only_the_beginning_is_quoted() -> None:
+    wire = Wire()
+    code = ConnAckReasonCode.USE_ANOTHER_SERVER
+    wire.connect(ConnAckPacket(reason_code=code, server_reference="b" * 60_000))
+
+    assert wire.client.ending is not None
+    assert len(wire.client.ending.hint) < 200
+
+
 def test_where_retain_is_not_supported_the_next_will_is_not_retained() -> None:
     wire = Wire(Hello("coapgate-0-0", status_topic=STATUS))
     wire.connect(ConnAckPacket(reason_code=ConnAckReasonCode.RETAIN_NOT_SUPPORTED))
@@ -241,6 +250,15 @@ def test_what_is_no_mqtt_5_ends_the_connection(octets: bytes) -> None:
     wire = Wire()
     wire.open()
     wire.client.receive(octets, wire.now)
+
+    assert (wire.client.state, wire.ending()) == (State.OVER, "malformed")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_topic_that_is_no_text_ends_the_connection_though_the_codec_panics() -> None:
+    wire = Wire()
+    wire.connect()
+    wire.client.receive(b"\x30\x06\x00\x02\xff\xfe\x00x", wire.now)
 
     assert (wire.client.state, wire.ending()) == (State.OVER, "malformed")
 

@@ -38,6 +38,9 @@ MIN_SILENCE = 5.0
 MAX_RECEIVED_PACKET = 65536
 """Octets of a packet to us, announced as Maximum Packet Size."""
 
+MAX_QUOTED = 128
+"""Characters of what a broker says that go into a log line."""
+
 STOPPED = "stopped"
 """The kind of ending that we chose."""
 
@@ -173,6 +176,12 @@ class Client:
             except ValueError:
                 self._receive_malformed(data)
                 return
+            except BaseException as error:
+                # The codec panics over text that is no UTF-8; PyO3 hides that from `Exception`.
+                if type(error).__name__ != "PanicException":
+                    raise
+                self._receive_malformed(data)
+                return
             position += length
             if type(packet) is PubAckPacket and self.state is State.CONNECTED:
                 acknowledge(packet.packet_id, packet.reason_code.value, now)
@@ -298,7 +307,7 @@ class Client:
         lasting = code.value in _REFUSALS
         message, hint = _REFUSALS.get(code.value, ("broker refuses us", ""))
         if packet.server_reference:
-            hint = f"it names {packet.server_reference!r} as the one to use"
+            hint = f"it names {packet.server_reference[:MAX_QUOTED]!r} as the one to use"
         ending = Ending(f"connack-{code.value:#04x}", message, hint, _words(code), lasting)
         self._end(ending, reply=False)
 
