@@ -300,6 +300,14 @@ def test_one_of_a_kind_passes_in_ten_seconds_and_says_how_many_did_not() -> None
     assert seldom.count("slow", 120.0) == 1
 
 
+def test_a_few_of_a_kind_may_pass_before_the_rest_is_counted() -> None:
+    seldom = Seldom(burst=2)
+
+    told = [seldom.count("opened", now) for now in (0.0, 1.0, 2.0, 9.0, 10.0, 11.0, 12.0)]
+
+    assert told == [1, 1, 0, 0, 3, 1, 0]
+
+
 def test_of_too_many_kinds_the_one_told_of_longest_ago_is_forgotten() -> None:
     seldom = Seldom(max_kinds=2)
     for kind, now in (("a", 0.0), ("b", 1.0), ("a", 2.0), ("a", 12.0), ("c", 13.0)):

@@ -7,6 +7,7 @@ import json
 import logging
 import secrets
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -32,7 +33,12 @@ from coapgate.pki.anchors import parse_anchor
 from coapgate.pki.certificates import leaf_public_key
 from coapgate.pki.factory import FactoryCa
 from coapgate.registry.memory import MemoryRegistry
-from coapgate.serving import CLOSED_AT_ONCE, REFUSED_EVENT_INTERVAL
+from coapgate.serving import (
+    CLOSED_AT_ONCE,
+    REFUSED_EVENT_INTERVAL,
+    SESSION_LINES,
+    SESSION_LINES_INTERVAL,
+)
 from coapgate.simulated.message import Kind, Message, request_options
 from tests.dtls.factory import trust
 from tests.pumped import WALL, Gate, changed, post, pumping
@@ -233,7 +239,7 @@ async def test_what_was_wrong_with_a_certificate_is_in_the_line(
     assert gate.events == []
     assert lines(caplog) == [
         "info stranger refused reason=untrusted count=1 peer=192.0.2.1:49152 "
-        'detail="issued by no trust anchor"'
+        'identity="CN=sensor-7" detail="issued by no trust anchor"'
     ]
 
 
@@ -481,6 +487,28 @@ async def test_a_session_closes_with_one_line_and_leaves_nothing(
     assert gate.pump.detached == {"peer": 1}
     assert len(gate.pump.sessions) == 0
     assert gate.layer.active_endpoints == gate.layer.unfinished_exchanges == 0
+
+
+async def test_a_device_that_comes_and_goes_all_the_time_fills_no_log(
+    store: Store, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    key = add_psk(store)
+    first = gate.connect(key)
+
+    for _ in range(SESSION_LINES + 5):
+        gate.connect(key, first.path)
+    gate.connect(add_psk(store, "sensor-2"))
+    gate.wait(SESSION_LINES_INTERVAL)
+    gate.connect(key, first.path)
+
+    assert gate.pump.attached == {"psk": SESSION_LINES + 8}
+    messages = Counter(record.getMessage() for record in caplog.records)
+    assert messages == {"session opened": SESSION_LINES + 2, "session closed": SESSION_LINES + 1}
+    # What was not told of is counted in the next line of the kind.
+    opened, closed = lines(caplog)[-2:]
+    assert opened.endswith("count=7")
+    assert closed.endswith("cause=replaced count=6")
 
 
 async def test_of_a_device_with_too_many_associations_the_oldest_go(store: Store) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from coapgate.errors import AlreadyExists, CertificateError, Reason, Refused, RegistryError
 from coapgate.model import Device, DeviceId, Identity, Method, PskCredential, TrustAnchor
-from coapgate.pki.chains import ChainVerifier, VerifiedChain
+from coapgate.pki.chains import ChainVerifier, VerifiedChain, claimed_subject
 
 BUILT_AT = 1_788_220_800.0
 """Unix seconds, 2026-09-01: shortly before this release. A clock that is behind it is wrong, and no
@@ -101,8 +101,17 @@ class Authentication:
         anchor provisions, a device that does not exist is created.
 
         Raises Refused with any reason of `pki.chains`, and credential_mismatch, tenant_mismatch,
-        unavailable; and disabled, which says the device too: that it is this one is proven.
+        unavailable; and disabled, which says the device too: that it is this one is proven. Where
+        none is proven it says what the leaf claims.
         """
+        try:
+            return await self._judge_chain(chain, wall)
+        except Refused as refused:
+            if chain and refused.proven is None:
+                refused.claimed = claimed_subject(chain[0])
+            raise
+
+    async def _judge_chain(self, chain: tuple[bytes, ...], wall: float) -> Identity:
         if wall < BUILT_AT:
             raise Refused(Reason.UNAVAILABLE, "the clock is before the day this was built")
         try:

@@ -192,7 +192,7 @@ class Refused(CoapgateError):
     """A peer is not let in; `alert` is what it will be told (RFC 5246 section 7.2.2).
 
     `proven` is who it proved to be: tenant, device and credential, as in `model.Identity`; None if
-    it proved to be no device of ours.
+    it proved to be no device of ours. `claimed` is what it calls itself, for the log alone.
     """
 
     def __init__(
@@ -202,6 +202,7 @@ class Refused(CoapgateError):
         self.reason = reason
         self.detail = detail
         self.proven = proven
+        self.claimed = b""
 
     @property
     def alert(self) -> Alert | None:

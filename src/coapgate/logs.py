@@ -205,24 +205,30 @@ class StrangerLog:
 
 
 class Seldom:
-    """Lets one of a kind through in `interval` seconds: who repeats a mistake fills no log.
+    """Lets `burst` of a kind through in `interval` seconds: who repeats a mistake fills no log.
 
     At most `max_kinds` are remembered; then the one told of longest ago is forgotten.
     """
 
-    def __init__(self, interval: float = STRANGERS_INTERVAL, max_kinds: int = 64) -> None:
+    def __init__(
+        self, interval: float = STRANGERS_INTERVAL, max_kinds: int = 64, burst: int = 1
+    ) -> None:
         self._interval = interval
         self._max_kinds = max_kinds
-        self._known: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
+        self._burst = burst
+        self._known: OrderedDict[Hashable, tuple[float, int, int]] = OrderedDict()
 
     def count(self, kind: Hashable, now: float) -> int:
         """Count one; how many to tell of now, this one among them, or 0: say nothing."""
-        told_at, untold = self._known.get(kind, (-math.inf, 0))
+        began_at, told, untold = self._known.get(kind, (-math.inf, 0, 0))
         untold += 1
-        if now - told_at < self._interval:
-            self._known[kind] = (told_at, untold)
-            return 0
-        self._known[kind] = (now, 0)
+        if now - began_at < self._interval:
+            if told >= self._burst:
+                self._known[kind] = (began_at, told, untold)
+                return 0
+            self._known[kind] = (began_at, told + 1, 0)
+            return untold
+        self._known[kind] = (now, 1, 0)
         self._known.move_to_end(kind)
         if len(self._known) > self._max_kinds:
             self._known.popitem(last=False)

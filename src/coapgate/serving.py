@@ -33,6 +33,12 @@ REFUSED_EVENT_INTERVAL = 60.0
 """Seconds between two `event/refused` of one device and reason."""
 MAX_REFUSED_EVENTS = 4096
 """Pairs of device and reason remembered for that."""
+SESSION_LINES = 10
+"""Log lines about one device that comes, and as many about one that goes, that are written in
+`SESSION_LINES_INTERVAL` seconds: whoever holds a key may try it a thousand times a second."""
+SESSION_LINES_INTERVAL = 60.0
+MAX_TALKATIVE = 4096
+"""Devices remembered for that."""
 CLOSED_AT_ONCE = 256
 """Associations that are closed before their goodbyes are sent."""
 
@@ -79,6 +85,8 @@ class Pump:
         self._seldom = Seldom()
         self._is_closing = False
         self._refused = Seldom(REFUSED_EVENT_INTERVAL, MAX_REFUSED_EVENTS)
+        self._opened = Seldom(SESSION_LINES_INTERVAL, MAX_TALKATIVE, SESSION_LINES)
+        self._closed = Seldom(SESSION_LINES_INTERVAL, MAX_TALKATIVE, SESSION_LINES)
 
     def connect(
         self,
@@ -190,7 +198,7 @@ class Pump:
             return  # it took too long, and the server has refused it
         association.endpoint = self._layer.open(association, identity, association.id)
         self.attached[identity.method] += 1
-        log.info("session opened", extra=_describe(association))
+        self._tell(self._opened, "session opened", association, {})
         for surplus in self.sessions.open(identity, association.id, self._is_open):
             oldest = self.server.find(surplus)
             assert oldest is not None
@@ -206,7 +214,8 @@ class Pump:
         self.server.refuse(handshake, reason, now)
         if refusal.proven is None:
             self._complain(refusal)
-            self._on_failed(HandshakeFailed(path, reason, refusal.detail), now)
+            failed = HandshakeFailed(path, reason, refusal.detail, refusal.claimed)
+            self._on_failed(failed, now)
             return
         self.refusals[reason] += 1
         tenant, device, credential = refusal.proven
@@ -238,7 +247,21 @@ class Pump:
         association.endpoint = None
         self.sessions.close(association.identity, association.id)
         if not self._is_closing:
-            log.info("session closed", extra=_describe(association) | {"cause": cause})
+            self._tell(self._closed, "session closed", association, {"cause": cause})
+
+    def _tell(
+        self,
+        seldom: Seldom,
+        message: str,
+        association: Association,
+        fields: dict[str, object],
+    ) -> None:
+        """One line about a session, or none: then the device's next one says of how many it is."""
+        identity = association.identity
+        count = seldom.count((identity.tenant, identity.device), self._clock())
+        if count:
+            fields = _describe(association) | fields
+            log.info(message, extra=fields if count == 1 else fields | {"count": count})
 
     def stop(self) -> None:
         """Let nobody in any more: no new handshakes, and no decision on those under way."""

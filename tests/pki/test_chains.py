@@ -21,8 +21,10 @@ from coapgate.model import DeviceIdSource, Tenant, TrustAnchor
 from coapgate.pki.chains import (
     MAX_CERTIFICATES,
     MAX_KNOWN_EDGES,
+    MAX_UNPROVEN_SIZE,
     ChainVerifier,
     VerifiedChain,
+    claimed_subject,
     verify_chain,
 )
 from coapgate.pki.factory import (
@@ -696,6 +698,19 @@ def test_octets_that_are_no_certificate_are_malformed() -> None:
     assert refusal((bytes(100_000),), (trust(root),)) is Reason.MALFORMED
     # The intermediate that would complete the chain does not parse: that is the reason.
     assert refusal((device, b"\x30\x00"), (trust(root),)) is Reason.MALFORMED
+
+
+def test_what_a_stranger_claims_is_read_for_the_log_if_that_is_no_work() -> None:
+    root = create()
+    (named,) = root.issue_device("sensor-7").chain
+    many = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a")] * 100)
+    (laborious,) = root.issue_device("x", subject=many).chain
+
+    assert claimed_subject(named) == b"CN=sensor-7"
+    assert len(laborious) < MAX_UNPROVEN_SIZE
+    assert claimed_subject(laborious) == b""
+    assert claimed_subject(b"\x30\x00") == b""
+    assert claimed_subject(bytes(100_000)) == b""
 
 
 def test_a_detail_shows_a_peers_text_escaped_and_cut() -> None:

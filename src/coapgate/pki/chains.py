@@ -50,6 +50,9 @@ MAX_UNPROVEN_SIZE = 2048
 """Octets of a leaf that is read before its signature is verified, which the verifier does once
 more. Reading a thousand names costs more than that."""
 
+MAX_CLAIMED_SIZE = 256
+"""Octets of a subject that is read for a log, before anything of it is proven."""
+
 MAX_KNOWN_EDGES = 256
 """Remembered pairs of an intermediate and its issuer."""
 
@@ -101,6 +104,23 @@ def verify_chain(
 ) -> VerifiedChain:
     """`ChainVerifier(anchors).verify(chain, wall)`, for one chain."""
     return ChainVerifier(anchors).verify(chain, wall)
+
+
+def claimed_subject(leaf: bytes) -> bytes:
+    """What a certificate (DER) says it is about, as in `CN=sensor-7`: for a log, nothing is judged.
+
+    Empty if it cannot be read, or has so many names that reading them is work: a stranger makes
+    them up.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            certificate = parse_certificate(leaf)
+            if len(certificate.subject) > MAX_CLAIMED_SIZE:
+                return b""
+            subject = certificate.parsed.subject.rfc4514_string()
+    except (Refused, *UNREADABLE):
+        return b""
+    return subject.encode(errors="backslashreplace")
 
 
 class ChainVerifier:
