@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 from coapgate.cli import app
 from coapgate.config import load
 from coapgate.config.loading import Key, description, options
+from coapgate.dtls.counters import Drop
 from coapgate.errors import ALERTS, Reason
 from coapgate.metrics import FAMILIES, Family
 
@@ -88,9 +89,27 @@ def test_every_refusal_is_documented_with_what_the_peer_is_told(reason: Reason) 
 
 
 def test_every_reason_to_drop_is_documented() -> None:
-    text = "".join(map(Path.read_text, SOURCES))
+    (table,) = re.findall(r"dropped_total` tells.*?\n\n(.*?)\n\n", OPERATIONS, re.DOTALL)
 
-    assert set(re.findall(r'dropped\["(\w+)"\]', text)) <= rows(OPERATIONS).keys()
+    assert rows(table).keys() - {"reason", "---"} == set(Drop)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_value_of_a_label_is_explained(family: Family) -> None:
+    for value in family.values:
+        assert re.search(rf"`{value}`|\b{value}[,.]", OPERATIONS), value
+
+
+def test_alerts_are_on_labels_and_values_that_exist() -> None:
+    families = {family.name: family for family in FAMILIES}
+    asked = re.findall(r'(coapgate_\w+)\{(\w+)=~?"([^"]+)"\}', OPERATIONS)
+
+    assert asked
+    for name, label, values in asked:
+        family = families[name]
+        assert family.label == label, name
+        known = family.values or set(Drop)
+        assert set(values.replace("\\", "").split("|")) <= set(known), (name, values)
 
 
 def messages() -> Iterator[str]:

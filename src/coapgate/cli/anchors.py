@@ -52,7 +52,10 @@ def add(
         typer.Option("--auto-provision", help="Create devices when they first connect."),
     ] = False,
 ) -> None:
-    """Believe the certificates that chain to this one, for the devices of one tenant."""
+    """Believe the certificates of an authority.
+
+    Those that chain to it speak for devices of one tenant.
+    """
     parse_anchor_name(name)
     pem = _read(file)
     from coapgate.pki.anchors import parse_anchor
@@ -122,7 +125,11 @@ def remove(
     name: Annotated[str, typer.Argument(metavar="NAME", help="As `anchor list` shows it.")],
     config: ConfigFile,
 ) -> None:
-    """Believe an anchor no more; its devices stay, and what speaks for them comes back with it."""
+    """Believe an anchor no more.
+
+    Its devices stay, and what speaks for them comes back with it. So do sessions that they have:
+    only a restart of the gateway ends them at once.
+    """
     parse_anchor_name(name)
     with open_registry(config) as registry:
         registry.remove_anchor(name)

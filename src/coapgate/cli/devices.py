@@ -42,6 +42,8 @@ Labels = Annotated[
     list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="A note; may be repeated.")
 ]
 
+_SESSION_GOES_ON = "a session that it has goes on; a restart of the gateway ends it"
+
 
 @app.command()
 def add(
@@ -100,7 +102,7 @@ def show(
     tenant: TenantName = DEFAULT_TENANT,
     as_json: AsJson = False,
 ) -> None:
-    """Show what is known of a device and what may speak for it; never a key."""
+    """Show a device and what may speak for it. Keys are never shown."""
     name = parse_tenant(tenant), parse_device(device)
     with open_registry(config) as registry:
         entry = registry.get_device(*name)
@@ -161,16 +163,24 @@ def enable(device: DeviceName, config: ConfigFile, tenant: TenantName = DEFAULT_
 
 @app.command()
 def disable(device: DeviceName, config: ConfigFile, tenant: TenantName = DEFAULT_TENANT) -> None:
-    """Refuse a device from its next handshake on; what is known of it stays."""
+    """Refuse a device from its next handshake on.
+
+    What is known of it stays, and so does a session that it has: only a restart of the gateway ends
+    it at once.
+    """
     name = parse_tenant(tenant), parse_device(device)
     with open_registry(config) as registry:
         registry.enable_device(*name, enabled=False)
     output.say(f"disabled {_name(Device(*name))}: refused from its next handshake on")
+    output.hint(_SESSION_GOES_ON)
 
 
 @app.command()
 def remove(device: DeviceName, config: ConfigFile, tenant: TenantName = DEFAULT_TENANT) -> None:
-    """Forget a device and all that speaks for it."""
+    """Forget a device and all that speaks for it.
+
+    A session that it has stays: only a restart of the gateway ends it at once.
+    """
     name = parse_tenant(tenant), parse_device(device)
     with open_registry(config) as registry:
         anchors = {pair.anchor for pair in registry.certificates(*name)}
@@ -181,6 +191,7 @@ def remove(device: DeviceName, config: ConfigFile, tenant: TenantName = DEFAULT_
             if anchor.auto_provision and anchor.name in anchors
         ]
     output.say(f"removed {_name(Device(*name))} and its credentials")
+    output.hint(_SESSION_GOES_ON)
     for anchor in again:
         output.hint(
             f"anchor {anchor!r} creates it again when it connects; "
@@ -205,7 +216,7 @@ def trust(
     ] = None,
     tenant: TenantName = DEFAULT_TENANT,
 ) -> None:
-    """Let certificates speak for a device; one that does not exist is created."""
+    """Let certificates speak for a device. One that does not exist is created."""
     name = parse_tenant(tenant), parse_device(device)
     value = device if value is None else value
     with open_registry(config) as registry:
@@ -226,11 +237,11 @@ def import_(
     ],
     config: ConfigFile,
 ) -> None:
-    """Add the devices of a CSV file with a key each: all of them or, if a line is bad, none.
+    """Add the devices of a CSV file with a key each.
 
-    The first line names the columns: device, tenant, psk_identity, psk_key. An empty tenant is
-    "default". An identity is text, or octets as hex:, base64: or text:; a key always has such a
-    prefix.
+    All of them or, if a line is bad, none. The first line names the columns: device, tenant,
+    psk_identity, psk_key. An empty tenant is "default". An identity is text, or octets as hex:,
+    base64: or text:; a key always has such a prefix.
     """
     from coapgate.registry.importing import read_csv
 

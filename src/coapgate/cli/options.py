@@ -55,7 +55,10 @@ AnyTenantName = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Limit = Annotated[
-    int, typer.Option("--limit", min=0, help="Rows of the table; 0 shows all, as --json does.")
+    int,
+    typer.Option(
+        "--limit", min=0, metavar="N", help="Rows of the table; 0 shows all, as --json does."
+    ),
 ]
 
 

@@ -76,7 +76,7 @@ def add(
     tenant: TenantName = DEFAULT_TENANT,
     as_json: AsJson = False,
 ) -> None:
-    """Give a device a key; a device that does not exist is created.
+    """Give a device a key. A device that does not exist is created.
 
     An identity that has a key already takes one more, up to 4: the device may prove itself by any
     of them, so that it can be given a new one before the old one goes.
@@ -112,13 +112,13 @@ def add(
 def list_(
     config: ConfigFile,
     device: Annotated[
-        str | None, typer.Argument(metavar="[DEVICE]", help="Only those of this device.")
+        str | None, typer.Argument(metavar="DEVICE", help="Only those of this device.")
     ] = None,
     tenant: AnyTenantName = None,
     limit: Limit = LIST_LIMIT,
     as_json: AsJson = False,
 ) -> None:
-    """List keys by their numbers; the keys themselves are never shown."""
+    """List keys by their numbers. The keys themselves are never shown."""
     with open_registry(config) as registry:
         entries = registry.psks(
             parse_tenant(tenant) if tenant is not None else None,
