@@ -202,6 +202,21 @@ async def test_a_file_that_cannot_be_used_is_one_error_with_a_hint(
     assert refused.value.hint
 
 
+@pytest.mark.expects_warnings("secret is readable by everybody", NOBODY_LISTENS)
+async def test_a_secret_that_everybody_may_read_is_pointed_out(
+    install: Install, caplog: pytest.LogCaptureFixture
+) -> None:
+    installation = install("mqtt://127.0.0.1:1")
+    (installation.folder / "gateway.key").chmod(0o644)
+
+    async with starting(installation):
+        pass
+
+    (warning,) = (each for each in caplog.records if each.message.startswith("secret is"))
+    assert vars(warning)["option"] == "dtls.private_key"
+    assert "chmod" in vars(warning)["hint"]
+
+
 async def test_a_second_gateway_on_the_same_port_does_not_disturb_the_first(
     install: Install, start_gateway: StartGateway
 ) -> None:

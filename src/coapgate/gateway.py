@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -83,6 +84,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
     connection_settings = _connection_settings(settings)
     check_files(connection_settings)
     server_settings = _server_settings(settings.dtls)
+    _warn_of_open_secrets(settings)
     store = settings.registry
     is_open = False
     try:
@@ -229,6 +231,19 @@ def _leave() -> None:
     and Python would wait with it. Everything of ours is closed by now."""
     time.sleep(LEAVE_TIME)
     os._exit(0)
+
+
+def _warn_of_open_secrets(settings: Settings) -> None:
+    """Say which secrets everybody on this machine may read; a group may have its reasons."""
+    secrets = {
+        "dtls.private_key": settings.dtls.private_key,
+        "mqtt.private_key": settings.mqtt.private_key,
+        "mqtt.password_file": settings.mqtt.password_file,
+    }
+    for option, file in secrets.items():
+        if file is not None and file.stat().st_mode & stat.S_IROTH:
+            hint = f"chmod o-rwx {file}"
+            log.warning("secret is readable by everybody", extra={"option": option, "hint": hint})
 
 
 def _server_settings(dtls: DtlsSettings) -> ServerSettings:
