@@ -396,6 +396,24 @@ async def test_an_answer_that_comes_too_late_opens_nothing(
     assert gate.pump.refusals == {"unavailable": 2}
 
 
+async def test_a_refusal_that_comes_too_late_is_not_counted_again(
+    store: Store, gate: Gate, ca: FactoryCa
+) -> None:
+    credential = certificate(ca, store)
+    store.add_device(Device(DEFAULT_TENANT, DeviceId(SENSOR_7)))
+    store.answers.clear()
+    peer = gate.join(credential)
+    await until(lambda: store.asked == 1, "the decision waits")
+
+    gate.wait(5.0)
+    store.answers.set()
+    await until(lambda: gate.wakes == 1, "it has been made")
+    gate.turn()
+
+    assert peer.client.alert is Alert.INTERNAL_ERROR
+    assert gate.pump.refusals == {"unavailable": 1}
+
+
 @pytest.mark.expects_warnings("registry is too slow for dtls.auth_timeout")
 async def test_what_waits_for_too_long_is_cancelled(store: Store) -> None:
     store.answers.clear()

@@ -211,7 +211,8 @@ class Pump:
         """Turn a peer away whose Finished verified; it may have proven to be a device."""
         now = self._clock()
         reason = refusal.reason
-        self.server.refuse(handshake, reason, now)
+        if not self.server.refuse(handshake, reason, now):
+            return  # it took too long, and the server has refused it
         if refusal.proven is None:
             self._complain(refusal)
             failed = HandshakeFailed(path, reason, refusal.detail, refusal.claimed)

@@ -360,15 +360,18 @@ class Server:
         self.counters.handshakes_completed += 1
         return association
 
-    def refuse(self, handshake: int, reason: Reason, now: float) -> None:
+    def refuse(self, handshake: int, reason: Reason, now: float) -> bool:
         """Answer KeyProven or ChainProven: turn the peer away with the alert of `reason`.
 
-        No HandshakeFailed follows: whoever refuses knows.
+        No HandshakeFailed follows: whoever refuses knows. False if it is gone by now, or refused
+        because the decision took too long; that was reported.
         """
         pending = self._pending.numbered(handshake)
-        if pending is not None and pending.state is State.AWAIT_DECISION:
-            pending.refuse(reason, now)
-            self._flush(pending)
+        if pending is None or pending.state is not State.AWAIT_DECISION:
+            return False
+        pending.refuse(reason, now)
+        self._flush(pending)
+        return True
 
     # --- epoch 1
 
