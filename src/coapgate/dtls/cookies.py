@@ -5,6 +5,9 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable
 
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
+
 from coapgate.dtls.messages import HandshakeType, encode_message
 from coapgate.dtls.presentation import vector
 from coapgate.dtls.records import DTLS_1_0, ContentType, encode
@@ -25,7 +28,7 @@ class Cookies:
 
     def __init__(self, random: Callable[[int], bytes]) -> None:
         self._random = random
-        self._secrets: dict[int, bytes] = {}
+        self._keyed: dict[int, HMAC] = {}
 
     def make(
         self, path: Path, version: bytes, random: bytes, session_id: bytes, now: float
@@ -57,17 +60,19 @@ class Cookies:
     ) -> bytes:
         peer = repr(path).encode()
         fields = vector(2, peer) + vector(1, version) + vector(1, random) + vector(1, session_id)
-        mac = hmac.digest(self._secret(generation), fields, "sha256")
-        return bytes((generation & 0xFF,)) + mac[:_MAC_LENGTH]
+        mac = self._keyed_by(generation).copy()
+        mac.update(fields)
+        return bytes((generation & 0xFF,)) + mac.finalize()[:_MAC_LENGTH]
 
-    def _secret(self, generation: int) -> bytes:
-        secret = self._secrets.get(generation)
-        if secret is None:
+    def _keyed_by(self, generation: int) -> HMAC:
+        """An HMAC that has the secret of a generation in it; to be copied."""
+        keyed = self._keyed.get(generation)
+        if keyed is None:
             # A generation in which no cookie was made gets a secret too: only a forgery names it.
-            secret = self._secrets[generation] = self._random(_SECRET_LENGTH)
-            for old in sorted(self._secrets)[:-2]:
-                del self._secrets[old]
-        return secret
+            keyed = self._keyed[generation] = HMAC(self._random(_SECRET_LENGTH), SHA256())
+            for old in sorted(self._keyed)[:-2]:
+                del self._keyed[old]
+        return keyed
 
 
 def hello_verify_request(record_sequence: int, message_seq: int, cookie: bytes) -> bytes:
