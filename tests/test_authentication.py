@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +28,7 @@ from coapgate.model import (
     TrustAnchor,
 )
 from coapgate.pki.anchors import parse_anchor
-from coapgate.pki.factory import FactoryCa
+from coapgate.pki.factory import DEVICE, FactoryCa
 from coapgate.registry.memory import MemoryRegistry
 from coapgate.registry.sqlite import SqliteRegistry
 
@@ -77,6 +79,16 @@ async def refusal_of_chain(
     return caught.value.reason
 
 
+async def refusal_of_review(
+    authentication: Authentication, identity: Identity, wall: float = WALL
+) -> Reason:
+    with pytest.raises(Refused) as caught:
+        await authentication.review(identity, wall)
+    proven = (identity.tenant, identity.device, identity.credential)
+    assert caught.value.proven == (None if caught.value.reason is Reason.UNAVAILABLE else proven)
+    return caught.value.reason
+
+
 async def refusal_of_psk(authentication: Authentication, credential: PskCredential) -> Reason:
     with pytest.raises(Refused) as caught:
         await authentication.judge_psk(credential, WALL)
@@ -88,9 +100,13 @@ async def refusal_of_psk(authentication: Authentication, credential: PskCredenti
 
 async def test_a_key_proves_its_device() -> None:
     authentication = Authentication(MemoryRegistry())
+    bounded = replace(CREDENTIAL, not_after=WALL + 60)
 
     assert await authentication.judge_psk(CREDENTIAL, WALL) == Identity(
         DEFAULT_TENANT, SENSOR_7, Method.PSK, "psk-3"
+    )
+    assert await authentication.judge_psk(bounded, WALL) == Identity(
+        DEFAULT_TENANT, SENSOR_7, Method.PSK, "psk-3", not_after=WALL + 60
     )
 
 
@@ -147,13 +163,19 @@ async def test_a_trusted_certificate_proves_its_device(registry: Books, root: Fa
     registry.add_device(Device(DEFAULT_TENANT, DeviceId("pump")))
     registry.add_anchor(anchor_of(root))
     registry.trust(DEFAULT_TENANT, DeviceId("pump"), "factory", "sensor-7")
-    chain = root.intermediate("Factory 1").issue_device("sensor-7").chain
+    profile = replace(DEVICE, not_after=WALL + 3600)
+    chain = root.intermediate("Factory 1").issue_device("sensor-7", profile=profile).chain
 
     identity = await Authentication(registry).judge_chain(chain, WALL)
 
     fingerprint = x509.load_der_x509_certificate(chain[0]).fingerprint(hashes.SHA256())
     assert identity == Identity(
-        DEFAULT_TENANT, DeviceId("pump"), Method.X509, f"sha256:{fingerprint.hex()[:16]}"
+        DEFAULT_TENANT,
+        DeviceId("pump"),
+        Method.X509,
+        f"sha256:{fingerprint.hex()[:16]}",
+        anchor_of(root).key_id,
+        WALL + 3600,
     )
 
 
@@ -316,6 +338,251 @@ async def test_a_clock_before_the_build_date_judges_no_certificate(root: Factory
     await authentication.judge_psk(CREDENTIAL, 0.0)
 
 
+# --- what let a device in, asked again
+
+
+def add_psk(registry: Books, device: DeviceId = SENSOR_7, identity: bytes = b"id") -> int:
+    """The number of a new key of a device, which is created if need be."""
+    secret = secrets.token_bytes(16)
+    entry = registry.add_psk(DEFAULT_TENANT, device, identity, secret, create_device=True)
+    return entry.number
+
+
+async def let_in_by_psk(authentication: Authentication) -> Identity:
+    """What SENSOR_7 proved by its only key."""
+    (credential,) = await authentication.find_keys(b"id")
+    return await authentication.judge_psk(credential, WALL)
+
+
+async def test_what_let_a_device_in_holds_while_nothing_changed(
+    registry: Books, root: FactoryCa
+) -> None:
+    add_psk(registry)
+    registry.add_anchor(anchor_of(root, auto_provision=True))
+    authentication = Authentication(registry)
+    by_psk = await let_in_by_psk(authentication)
+    by_chain = await authentication.judge_chain(root.issue_device("sensor-8").chain, WALL)
+
+    for identity in (by_psk, by_chain):
+        await Authentication(registry).review(identity, WALL)
+
+
+async def test_a_device_that_was_disabled_is_found_by_review(
+    registry: Books, root: FactoryCa
+) -> None:
+    add_psk(registry)
+    registry.add_anchor(anchor_of(root, auto_provision=True))
+    authentication = Authentication(registry)
+    by_psk = await let_in_by_psk(authentication)
+    by_chain = await authentication.judge_chain(root.issue_device("sensor-8").chain, WALL)
+
+    for identity in (by_psk, by_chain):
+        registry.enable_device(identity.tenant, identity.device, enabled=False)
+        assert await refusal_of_review(authentication, identity) is Reason.DISABLED
+        registry.enable_device(identity.tenant, identity.device, enabled=True)
+        await authentication.review(identity, WALL)
+
+
+async def test_a_device_that_was_removed_does_not_come_back_by_its_name_alone(
+    registry: Books, root: FactoryCa
+) -> None:
+    add_psk(registry)
+    registry.add_anchor(anchor_of(root, auto_provision=True))
+    authentication = Authentication(registry)
+    by_psk = await let_in_by_psk(authentication)
+    by_chain = await authentication.judge_chain(root.issue_device("sensor-8").chain, WALL)
+
+    for identity in (by_psk, by_chain):
+        registry.remove_device(identity.tenant, identity.device)
+        reason = await refusal_of_review(authentication, identity)
+        assert reason is Reason.CREDENTIAL_MISMATCH
+        # The same name and identity again, proven by another key: another number.
+        add_psk(registry, identity.device, identity.device.encode())
+        reason = await refusal_of_review(authentication, identity)
+        assert reason is Reason.CREDENTIAL_MISMATCH
+
+    # Until its anchor speaks for the new device too.
+    registry.trust(DEFAULT_TENANT, by_chain.device, "factory", "sensor-8")
+    await authentication.review(by_chain, WALL)
+
+
+async def test_another_key_of_the_device_does_not_stand_in_for_the_one_that_was_proven(
+    registry: Books,
+) -> None:
+    add_psk(registry)
+    other = add_psk(registry, DeviceId("sensor-8"), b"other")
+    authentication = Authentication(registry)
+    identity = await let_in_by_psk(authentication)
+
+    for credential in (
+        f"psk-{other}",
+        "psk-999",
+        "psk-",
+        "psk-0",
+        "psk-01",
+        f" {identity.credential}",
+        f"{identity.credential}\n",
+        "psk-\u0661",
+        f"psk-{'9' * 30}",
+        "sha256:0011223344556677",
+    ):
+        reason = await refusal_of_review(authentication, replace(identity, credential=credential))
+        assert reason is Reason.CREDENTIAL_MISMATCH
+    for moved in (
+        replace(identity, tenant=Tenant("north")),
+        replace(identity, device=DeviceId("sensor-8")),
+    ):
+        reason = await refusal_of_review(authentication, moved)
+        assert reason is Reason.CREDENTIAL_MISMATCH
+
+
+class OneKey(MemoryRegistry):
+    """A registry whose only key is `credential`."""
+
+    def __init__(self, credential: PskCredential) -> None:
+        super().__init__()
+        self.credential = credential
+
+    async def find_psk_number(self, number: int) -> PskCredential | None:
+        return self.credential if number == self.credential.number else None
+
+
+@pytest.mark.parametrize(
+    ("credential", "reason"),
+    [
+        (replace(CREDENTIAL, state="revoked"), Reason.REVOKED),
+        (replace(CREDENTIAL, not_before=WALL + 0.5), Reason.NOT_YET_VALID),
+        (replace(CREDENTIAL, not_after=WALL - 0.5), Reason.EXPIRED),
+        (replace(CREDENTIAL, device_enabled=False, state="revoked"), Reason.DISABLED),
+    ],
+)
+async def test_a_key_is_reviewed_as_it_is_now(credential: PskCredential, reason: Reason) -> None:
+    registry = OneKey(CREDENTIAL)
+    authentication = Authentication(registry)
+    identity = await authentication.judge_psk(CREDENTIAL, WALL)
+    await authentication.review(identity, WALL)
+
+    registry.credential = credential
+
+    assert await refusal_of_review(authentication, identity) is reason
+
+
+async def test_a_key_whose_end_was_put_off_holds_for_longer_than_it_did() -> None:
+    registry = OneKey(replace(CREDENTIAL, not_after=WALL))
+    authentication = Authentication(registry, clock_skew=60.0)
+    identity = await authentication.judge_psk(registry.credential, WALL)
+
+    await authentication.review(identity, WALL + 60)
+    assert await refusal_of_review(authentication, identity, WALL + 61) is Reason.EXPIRED
+    registry.credential = replace(CREDENTIAL, not_after=WALL + 3600)
+    await authentication.review(identity, WALL + 3600)
+
+
+async def test_a_chain_holds_until_its_first_certificate_has_ended(
+    registry: Books, root: FactoryCa
+) -> None:
+    registry.add_anchor(anchor_of(root, auto_provision=True))
+    authentication = Authentication(registry, clock_skew=60.0)
+    chain = root.issue_device("sensor-7", profile=replace(DEVICE, not_after=WALL + 10)).chain
+    identity = await authentication.judge_chain(chain, WALL)
+
+    await authentication.review(identity, WALL + 10)
+    assert await refusal_of_review(authentication, identity, WALL + 10.5) is Reason.EXPIRED
+
+
+async def test_an_anchor_that_was_removed_holds_again_under_any_name(
+    registry: Books, root: FactoryCa
+) -> None:
+    registry.add_anchor(anchor_of(root, auto_provision=True))
+    authentication = Authentication(registry)
+    identity = await authentication.judge_chain(root.issue_device("sensor-7").chain, WALL)
+
+    registry.remove_anchor("factory")
+    assert await refusal_of_review(authentication, identity) is Reason.UNTRUSTED
+    registry.add_anchor(replace(anchor_of(root, "renamed"), state="disabled"))
+    assert await refusal_of_review(authentication, identity) is Reason.UNTRUSTED
+
+    registry.remove_anchor("renamed")
+    registry.add_anchor(anchor_of(root, "renamed"))
+    await authentication.review(identity, WALL)
+
+
+async def test_an_anchor_that_moved_to_another_tenant_holds_for_none_of_its_devices(
+    registry: Books, root: FactoryCa
+) -> None:
+    registry.add_anchor(anchor_of(root, tenant="north", auto_provision=True))
+    authentication = Authentication(registry)
+    identity = await authentication.judge_chain(root.issue_device("sensor-7").chain, WALL)
+    registry.remove_anchor("factory")
+    registry.add_anchor(anchor_of(root, tenant="south", auto_provision=True))
+    registry.add_device(Device(Tenant("south"), SENSOR_7))
+
+    assert await refusal_of_review(authentication, identity) is Reason.TENANT_MISMATCH
+
+
+async def test_of_two_anchors_with_one_subject_only_the_one_that_signed_counts(
+    registry: Books, root: FactoryCa
+) -> None:
+    twin = FactoryCa.create("Acme Root", wall=WALL)
+    registry.add_anchor(anchor_of(root, auto_provision=True))
+    registry.add_anchor(anchor_of(twin, "twin", auto_provision=True))
+    authentication = Authentication(registry)
+    identity = await authentication.judge_chain(root.issue_device("sensor-7").chain, WALL)
+    of_twin = await authentication.judge_chain(twin.issue_device("sensor-8").chain, WALL)
+    assert (identity.anchor, of_twin.anchor) == (anchor_of(root).key_id, anchor_of(twin).key_id)
+
+    registry.remove_anchor("factory")
+    # The twin may speak for a device of that name, yet it did not.
+    registry.trust(DEFAULT_TENANT, SENSOR_7, "twin", "sensor-7")
+
+    assert await refusal_of_review(authentication, identity) is Reason.UNTRUSTED
+    await authentication.review(of_twin, WALL)
+    reason = await refusal_of_review(authentication, replace(identity, anchor=None))
+    assert reason is Reason.UNTRUSTED
+
+
+async def test_a_clock_before_the_build_date_lets_no_certificate_go_on(
+    registry: Books, root: FactoryCa
+) -> None:
+    add_psk(registry)
+    registry.add_anchor(anchor_of(root, auto_provision=True))
+    authentication = Authentication(registry)
+    by_chain = await authentication.judge_chain(root.issue_device("sensor-8").chain, WALL)
+
+    reason = await refusal_of_review(authentication, by_chain, BUILT_AT - 1)
+
+    assert reason is Reason.NOT_YET_VALID
+    await authentication.review(await let_in_by_psk(authentication), 0.0)
+
+
+async def test_a_review_needs_no_secret_and_few_statements(tmp_path: Path, root: FactoryCa) -> None:
+    """A restart reviews 100,000; about 12 us of CPU each, the bound is for busy machines."""
+    with SqliteRegistry.open("sqlite:///r.db", tmp_path / "r.key", tmp_path) as registry:
+        add_psk(registry)
+        registry.add_anchor(anchor_of(root, auto_provision=True))
+        authentication = Authentication(registry)
+        by_psk = await let_in_by_psk(authentication)
+        by_chain = await authentication.judge_chain(root.issue_device("sensor-8").chain, WALL)
+    os.unlink(tmp_path / "r.key")
+
+    with SqliteRegistry.open(
+        "sqlite:///r.db", tmp_path / "r.key", tmp_path, verify_key_file=False
+    ) as registry:
+        authentication = Authentication(registry)
+        statements: list[str] = []
+        for identity, count in ((by_psk, 1), (by_chain, 2)):
+            await authentication.review(identity, WALL)  # the first one reads the anchors
+            registry._reader.set_trace_callback(statements.append)
+            await authentication.review(identity, WALL)
+            registry._reader.set_trace_callback(None)
+            assert len(statements) == count
+            statements.clear()
+            started_at = time.process_time()
+            for _ in range(1000):
+                await authentication.review(identity, WALL)
+            assert (time.process_time() - started_at) / 1000 < 150e-6
+
+
 # --- a registry that cannot answer
 
 
@@ -331,6 +598,16 @@ class AwayRegistry(MemoryRegistry):
     async def find_psk(self, identity: bytes) -> tuple[PskCredential, ...]:
         self._check()
         return await super().find_psk(identity)
+
+    async def find_psk_number(self, number: int) -> PskCredential | None:
+        self._check()
+        return await super().find_psk_number(number)
+
+    async def find_anchored_device(
+        self, key_id: bytes, tenant: Tenant, device: DeviceId
+    ) -> Device | None:
+        self._check()
+        return await super().find_anchored_device(key_id, tenant, device)
 
     async def find_certificate_device(self, key_id: bytes, value: str) -> Device | None:
         self._check()
@@ -363,6 +640,25 @@ async def test_a_registry_that_cannot_answer_is_unavailable(root: FactoryCa) -> 
 
     registry.away = False
     await authentication.judge_chain(chain, WALL)
+
+
+async def test_a_registry_that_cannot_answer_decides_nothing_about_who_was_let_in(
+    root: FactoryCa,
+) -> None:
+    registry = AwayRegistry()
+    add_psk(registry)
+    registry.add_anchor(anchor_of(root, auto_provision=True))
+    authentication = Authentication(registry)
+    by_psk = await let_in_by_psk(authentication)
+    by_chain = await authentication.judge_chain(root.issue_device("sensor-8").chain, WALL)
+    registry.away = True
+
+    for identity in (by_psk, by_chain):
+        assert await refusal_of_review(authentication, identity) is Reason.UNAVAILABLE
+
+    registry.away = False
+    for identity in (by_psk, by_chain):
+        await authentication.review(identity, WALL)
 
 
 async def test_a_registry_that_is_away_does_not_show_in_the_number_of_candidates() -> None:

@@ -7,15 +7,26 @@ none: what a stranger claims leads to no answer that differs.
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import Protocol
 
 from coapgate.errors import AlreadyExists, CertificateError, Reason, Refused, RegistryError
-from coapgate.model import Device, DeviceId, Identity, Method, PskCredential, TrustAnchor
+from coapgate.model import (
+    Device,
+    DeviceId,
+    Identity,
+    Method,
+    PskCredential,
+    Tenant,
+    TrustAnchor,
+)
 from coapgate.pki.chains import ChainVerifier, VerifiedChain, claimed_subject
 
 BUILT_AT = 1_788_220_800.0
 """Unix seconds, 2026-09-01: shortly before this release. A clock that is behind it is wrong, and no
 certificate can be judged by it."""
+
+_PSK = re.compile(r"psk-([1-9][0-9]{0,17})")  # what SQLite can count to
 
 
 class Registry(Protocol):
@@ -26,6 +37,12 @@ class Registry(Protocol):
     """
 
     async def find_psk(self, identity: bytes) -> tuple[PskCredential, ...]: ...
+
+    async def find_psk_number(self, number: int) -> PskCredential | None: ...
+
+    async def find_anchored_device(
+        self, key_id: bytes, tenant: Tenant, device: DeviceId
+    ) -> Device | None: ...
 
     async def find_certificate_device(self, key_id: bytes, value: str) -> Device | None: ...
 
@@ -80,7 +97,13 @@ class Authentication:
         reason = self._fault(credential, wall)
         if reason is not None:
             raise Refused(reason, proven=(credential.tenant, credential.device, name))
-        return Identity(credential.tenant, credential.device, Method.PSK, name)
+        return Identity(
+            credential.tenant,
+            credential.device,
+            Method.PSK,
+            name,
+            not_after=credential.not_after,
+        )
 
     def _fault(self, credential: PskCredential, wall: float) -> Reason | None:
         if not credential.device_enabled:
@@ -124,7 +147,62 @@ class Authentication:
         credential = f"sha256:{verified.fingerprint.hex()[:16]}"
         if not device.enabled:
             raise Refused(Reason.DISABLED, proven=(device.tenant, device.device, credential))
-        return Identity(device.tenant, device.device, Method.X509, credential)
+        return Identity(
+            device.tenant,
+            device.device,
+            Method.X509,
+            credential,
+            verified.anchor.key_id,
+            verified.not_after,
+        )
+
+    async def review(self, identity: Identity, wall: float) -> None:
+        """Whether what let a device in would still do so; `wall` is Unix seconds.
+
+        For associations that outlive the process: a key is judged as it is now. Of a certificate
+        nothing is left but what it led to: its anchor must be believed, serve the tenant and speak
+        for the device still, and no certificate of its path may have ended. By a clock that is
+        behind BUILT_AT none can be judged, and none goes on: keys do.
+
+        Raises Refused: revoked, not_yet_valid, expired, disabled, untrusted, tenant_mismatch,
+        credential_mismatch (the device or its credential was removed), all of which say the
+        device; and unavailable, by which nothing is decided.
+        """
+        try:
+            if identity.method is Method.PSK:
+                reason = await self._review_psk(identity, wall)
+            else:
+                reason = await self._review_certificate(identity, wall)
+        except RegistryError as error:
+            raise _unavailable(error) from error
+        if reason is not None:
+            raise Refused(reason, proven=(identity.tenant, identity.device, identity.credential))
+
+    async def _review_psk(self, identity: Identity, wall: float) -> Reason | None:
+        match = _PSK.fullmatch(identity.credential)
+        found = await self._registry.find_psk_number(int(match[1])) if match else None
+        if found is None or (found.tenant, found.device) != (identity.tenant, identity.device):
+            return Reason.CREDENTIAL_MISMATCH
+        return self._fault(found, wall)
+
+    async def _review_certificate(self, identity: Identity, wall: float) -> Reason | None:
+        if wall < BUILT_AT:
+            return Reason.NOT_YET_VALID
+        for anchor in await self._registry.anchors():
+            if anchor.key_id == identity.anchor:
+                break
+        else:
+            return Reason.UNTRUSTED
+        if anchor.tenant != identity.tenant:
+            return Reason.TENANT_MISMATCH
+        if identity.not_after is not None and wall > identity.not_after:
+            return Reason.EXPIRED
+        device = await self._registry.find_anchored_device(
+            anchor.key_id, identity.tenant, identity.device
+        )
+        if device is None:
+            return Reason.CREDENTIAL_MISMATCH
+        return None if device.enabled else Reason.DISABLED
 
     async def _current_verifier(self) -> ChainVerifier:
         """The verifier for the anchors of this moment; built anew only if they changed."""

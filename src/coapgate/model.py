@@ -51,12 +51,16 @@ class Identity:
 
     `credential` says which one to a human and never reveals it: `psk-7` (the number in
     `coapgate psk list`) or `sha256:` and the first 16 hex digits of the certificate's fingerprint.
+    `anchor` is the key id of the trust anchor that its chain ends at, `not_after` when the chain or
+    the key expires (Unix seconds); None: there is none.
     """
 
     tenant: Tenant
     device: DeviceId
     method: Method
     credential: str
+    anchor: bytes | None = None
+    not_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

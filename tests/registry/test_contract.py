@@ -190,6 +190,31 @@ def test_what_is_not_there_is_not_found(registry: AnyRegistry) -> None:
 # PSK credentials.
 
 
+async def test_a_key_is_found_by_its_number_without_its_secret(registry: AnyRegistry) -> None:
+    first = add_psk(registry, tenant=ACME)
+    second = add_psk(registry, secret=KEY_2, tenant=ACME)
+    keys = await registry.find_psk(b"sensor-1")
+
+    found = [await registry.find_psk_number(number) for number in (first, second)]
+
+    assert found == [key.without_secret() for key in keys]
+    for number in (0, -1, second + 1, 10**18 - 1):
+        assert await registry.find_psk_number(number) is None
+
+
+async def test_a_key_found_by_its_number_is_as_it_is_now(registry: AnyRegistry) -> None:
+    number = add_psk(registry)
+
+    registry.enable_device(DEFAULT, SENSOR_1, enabled=False)
+    found = await registry.find_psk_number(number)
+    assert found is not None
+    assert not found.device_enabled
+
+    registry.remove_device(DEFAULT, SENSOR_1)
+    add_psk(registry)
+    assert await registry.find_psk_number(number) is None
+
+
 async def test_a_key_is_found_by_its_identity(registry: AnyRegistry) -> None:
     number = add_psk(registry, tenant=ACME)
 
@@ -402,6 +427,34 @@ async def test_a_certificate_value_speaks_for_a_device_below_one_anchor_only(
     assert registry.certificates(DEFAULT, SENSOR_1) == (
         CertificateEntry(FACTORY.key_id, "factory", "00-11-22"),
     )
+
+
+async def test_a_device_is_found_below_the_anchors_that_may_speak_for_it(
+    registry: AnyRegistry,
+) -> None:
+    registry.add_anchor(FACTORY)
+    registry.add_anchor(replace(FACTORY, name="second", key_id=b"\x03" * 32))
+    registry.add_device(Device(DEFAULT, SENSOR_2))
+    registry.add_device(Device(ACME, SENSOR_1))
+    device = Device(DEFAULT, SENSOR_1, enabled=False, labels=(("room", "7"),))
+    registry.add_device(device)
+    for value in ("00-11-22", "00-11-33"):
+        registry.trust(DEFAULT, SENSOR_1, "factory", value)
+    registry.trust(DEFAULT, SENSOR_2, "second", "00-11-22")
+
+    assert await registry.find_anchored_device(FACTORY.key_id, DEFAULT, SENSOR_1) == device
+    for key_id, tenant, name in (
+        (b"\x03" * 32, DEFAULT, SENSOR_1),
+        (FACTORY.key_id, ACME, SENSOR_1),
+        (FACTORY.key_id, DEFAULT, SENSOR_2),
+        (FACTORY.key_id, DEFAULT, DeviceId("nobody")),
+        (b"", DEFAULT, SENSOR_1),
+    ):
+        assert await registry.find_anchored_device(key_id, tenant, name) is None
+
+    registry.remove_device(DEFAULT, SENSOR_1)
+    registry.add_device(device)
+    assert await registry.find_anchored_device(FACTORY.key_id, DEFAULT, SENSOR_1) is None
 
 
 def test_a_certificate_value_speaks_for_one_device(registry: AnyRegistry) -> None:

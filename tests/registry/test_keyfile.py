@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -236,3 +239,217 @@ async def test_a_gateway_that_cannot_read_a_secret_says_unavailable(
         with pytest.raises(RegistryUnavailable, match="is missing"):
             await gateway.find_psk(b"sensor-1")
         assert await gateway.find_psk(b"unknown") == ()
+
+
+# Keys derived from it.
+
+SALT = bytes(range(32))
+
+
+def open_gateway(folder: Path) -> SqliteRegistry:
+    """As `open_sqlite`, but waits for nobody's transaction."""
+    return SqliteRegistry.open(
+        "sqlite:///registry.db", folder / "registry.key", folder, write_timeout=0
+    )
+
+
+def append_key(key_file: Path) -> bytes:
+    """Add a key to a key file as an operator would; its id."""
+    other = key_file.with_name("other.key")
+    (key,) = create_key_file(other)
+    with key_file.open("a") as file:
+        file.write(other.read_text())
+    other.unlink()
+    return key.id
+
+
+def test_a_registry_without_secrets_gets_a_key_file_when_a_key_is_to_be_derived(
+    tmp_path: Path, key_file: Path
+) -> None:
+    with open_sqlite(tmp_path) as registry:
+        key_id = registry.newest_key_id()
+        derived = registry.derive_key(key_id, SALT)
+
+    assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
+    (key,) = load_key_file(key_file)
+    assert (key_id, len(key_id)) == (key.id, 8)
+    assert derived is not None
+    assert len(derived) == 32
+    with open_sqlite(tmp_path) as registry:
+        assert registry.derive_key(key_id, SALT) == derived
+        assert registry.newest_key_id() == key_id
+        assert registry.derive_key(key_id, SALT[::-1]) not in (derived, None)
+
+
+async def test_the_first_secret_takes_the_key_that_was_derived_from(
+    tmp_path: Path, key_file: Path
+) -> None:
+    with open_sqlite(tmp_path) as gateway:
+        key_id = gateway.newest_key_id()
+        derived = gateway.derive_key(key_id, SALT)
+        keys = load_key_file(key_file)
+        with open_sqlite(tmp_path) as administration:
+            add(administration)
+
+        assert load_key_file(key_file) == keys
+        assert len(await gateway.find_psk(b"sensor-1")) == 1
+    with open_sqlite(tmp_path) as gateway:
+        assert gateway.derive_key(key_id, SALT) == derived
+
+
+def test_to_open_to_read_and_to_derive_makes_no_key_file(tmp_path: Path, key_file: Path) -> None:
+    for verify in (True, False):
+        with SqliteRegistry.open(
+            "sqlite:///registry.db", key_file, tmp_path, verify_key_file=verify
+        ) as registry:
+            assert list(registry.devices()) == []
+            assert registry.derive_key(bytes(8), SALT) is None
+            assert registry.derive_key(b"", b"") is None
+    assert not key_file.exists()
+
+
+def test_no_key_file_is_made_to_derive_from_while_secrets_need_the_one_there_was(
+    tmp_path: Path, key_file: Path
+) -> None:
+    with open_sqlite(tmp_path) as registry:
+        add(registry)
+    key_file.unlink()
+
+    with SqliteRegistry.open(
+        "sqlite:///registry.db", key_file, tmp_path, verify_key_file=False
+    ) as registry:
+        with pytest.raises(KeyFileError, match="is missing") as caught:
+            registry.newest_key_id()
+        assert "restore it from its backup" in caught.value.hint
+        with pytest.raises(KeyFileError, match="is missing"):
+            registry.derive_key(bytes(8), SALT)
+    assert not key_file.exists()
+
+
+def test_any_key_of_the_key_file_is_derived_from_also_one_that_was_just_added(
+    tmp_path: Path, key_file: Path
+) -> None:
+    with open_sqlite(tmp_path) as registry:
+        add(registry)
+        old = registry.newest_key_id()
+        derived = registry.derive_key(old, SALT)
+
+        new = append_key(key_file)
+
+        assert registry.derive_key(new, SALT) not in (derived, None)
+        assert registry.newest_key_id() == new
+        assert registry.derive_key(old, SALT) == derived
+        assert registry.derive_key(bytes(8), SALT) is None
+
+
+def test_a_key_that_was_only_derived_from_may_leave_the_key_file(
+    tmp_path: Path, key_file: Path
+) -> None:
+    """No secret is encrypted with it: what is kept under it is what is lost."""
+    with open_sqlite(tmp_path) as registry:
+        add(registry)
+        before = key_file.read_bytes()
+        new = append_key(key_file)
+        assert registry.newest_key_id() == new
+    key_file.write_bytes(before)
+
+    with open_sqlite(tmp_path) as registry:
+        assert registry.derive_key(new, SALT) is None
+        assert registry.newest_key_id() != new
+
+
+def test_a_key_file_that_was_lost_before_the_first_secret_is_made_anew(
+    tmp_path: Path, key_file: Path
+) -> None:
+    with open_sqlite(tmp_path) as registry:
+        lost = registry.newest_key_id()
+    key_file.unlink()
+
+    with open_sqlite(tmp_path) as registry:
+        assert registry.derive_key(lost, SALT) is None
+        assert not key_file.exists()
+        assert registry.newest_key_id() != lost
+
+
+def test_a_key_file_of_another_registry_is_not_derived_from_and_spoils_nothing(
+    tmp_path: Path, key_file: Path
+) -> None:
+    with open_sqlite(tmp_path) as registry:
+        add(registry)
+        own = registry.newest_key_id()
+        key_file.rename(tmp_path / "moved")
+        create_key_file(key_file)
+
+        with pytest.raises(KeyFileError, match="does not hold key"):
+            registry.newest_key_id()
+        with pytest.raises(KeyFileError, match="does not hold key"):
+            registry.derive_key(bytes(8), SALT)
+        assert registry.derive_key(own, SALT) is not None
+
+
+def test_a_key_file_that_is_open_to_others_is_not_derived_from(
+    tmp_path: Path, key_file: Path
+) -> None:
+    (key,) = create_key_file(key_file)
+    key_file.chmod(0o640)
+
+    with open_sqlite(tmp_path) as registry:
+        with pytest.raises(KeyFileError, match="open to group or others"):
+            registry.newest_key_id()
+        with pytest.raises(KeyFileError, match="open to group or others"):
+            registry.derive_key(key.id, SALT)
+
+
+def test_a_key_file_that_another_process_may_be_making_is_not_read_half(
+    tmp_path: Path, key_file: Path
+) -> None:
+    """It is made in a write transaction, and nobody looks at it before that ends."""
+    open_sqlite(tmp_path).close()
+    maker = sqlite3.connect(tmp_path / "registry.db", isolation_level=None)
+    with open_gateway(tmp_path) as gateway:
+        maker.execute("BEGIN IMMEDIATE")
+        key_file.touch(0o600)
+
+        with pytest.raises(RegistryUnavailable, match="database is locked"):
+            gateway.newest_key_id()
+        with pytest.raises(RegistryUnavailable, match="database is locked"):
+            gateway.derive_key(bytes(8), SALT)
+
+        key_file.unlink()
+        (key,) = create_key_file(key_file)
+        maker.execute("ROLLBACK")
+        assert gateway.newest_key_id() == key.id
+    maker.close()
+
+
+def test_a_key_that_is_known_is_derived_from_while_another_process_writes(tmp_path: Path) -> None:
+    with open_sqlite(tmp_path) as registry:
+        add(registry)
+        key_id = registry.newest_key_id()
+    writer = sqlite3.connect(tmp_path / "registry.db", isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+
+    with open_gateway(tmp_path) as gateway:
+        assert gateway.derive_key(key_id, SALT) is not None
+    writer.close()
+
+
+def test_processes_that_make_a_key_file_at_once_share_it(tmp_path: Path) -> None:
+    program = (
+        "import sys, pathlib\n"
+        "from coapgate.registry.sqlite import SqliteRegistry\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "with SqliteRegistry.open('sqlite:///registry.db', folder / 'registry.key', folder) as r:\n"
+        "    print(r.newest_key_id().hex())\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    told = {process.communicate(timeout=60)[0].strip() for process in processes}
+
+    assert [process.returncode for process in processes] == [0] * 4
+    with open_sqlite(tmp_path) as registry:
+        assert told == {registry.newest_key_id().hex()}

@@ -334,6 +334,10 @@ async def test_a_registry_that_breaks_is_unavailable_and_never_an_empty_answer(
     with pytest.raises(RegistryUnavailable):
         await sqlite.find_psk(b"sensor-1")
     with pytest.raises(RegistryUnavailable):
+        await sqlite.find_psk_number(1)
+    with pytest.raises(RegistryUnavailable):
+        await sqlite.find_anchored_device(FACTORY.key_id, DEFAULT, SENSOR_1)
+    with pytest.raises(RegistryUnavailable):
         await sqlite.find_device(DEFAULT, SENSOR_1)
     with pytest.raises(RegistryUnavailable):
         await sqlite.find_certificate_device(FACTORY.key_id, "sensor-1")
@@ -359,6 +363,31 @@ async def test_a_secret_that_is_moved_to_another_device_proves_nothing(
     with pytest.raises(RegistryUnavailable, match="key of device 'sensor-2' does not open"):
         await sqlite.find_psk(b"two")
     assert len(await sqlite.find_psk(b"one")) == 1
+
+
+async def test_a_key_that_is_kept_for_the_record_proves_nothing(sqlite: SqliteRegistry) -> None:
+    number = sqlite.add_psk(DEFAULT, SENSOR_1, b"one", KEY_1, create_device=True).number
+    sqlite._writer.execute("UPDATE psk_credential SET slot = 5")
+
+    assert await sqlite.find_psk(b"one") == ()
+    found = await sqlite.find_psk_number(number)
+    assert found is not None
+    assert found.state == "revoked"
+
+
+async def test_a_key_is_found_by_its_number_although_its_secret_cannot_be_read(
+    tmp_path: Path,
+) -> None:
+    with open_sqlite(tmp_path) as administration:
+        administration.add_psk(DEFAULT, SENSOR_1, b"one", KEY_1, create_device=True)
+        os.unlink(tmp_path / "registry.key")
+        with SqliteRegistry.open(
+            "sqlite:///registry.db", tmp_path / "registry.key", tmp_path, verify_key_file=False
+        ) as gateway:
+            found = await gateway.find_psk_number(1)
+
+    assert found is not None
+    assert (found.device, found.secret) == (SENSOR_1, b"")
 
 
 def test_a_write_that_is_refused_leaves_nothing_behind(sqlite: SqliteRegistry) -> None:

@@ -1,6 +1,9 @@
-"""Secrets encrypted at rest, and bound to whose they are."""
+"""Secrets encrypted at rest and bound to whose they are, and keys for what is kept elsewhere."""
 
 from __future__ import annotations
+
+import hashlib
+import hmac
 
 import pytest
 
@@ -96,3 +99,32 @@ def test_a_key_has_an_id_of_its_own_and_no_repr() -> None:
     assert len(OLD.id) == 8
     assert "oooo" not in repr(OLD)
     assert WrappingKey.generate().key != WrappingKey.generate().key
+
+
+def test_a_derived_key_is_hkdf_sha256_of_the_key_its_salt_and_its_purpose() -> None:
+    """RFC 5869, written out: what is encrypted under it must open in every later version."""
+    extracted = hmac.digest(b"salt", NEW.key, hashlib.sha256)
+    expanded = hmac.digest(extracted, b"purpose" + b"\x01", hashlib.sha256)
+
+    assert Keyring([NEW]).derive(NEW.id, b"salt", b"purpose") == expanded
+
+
+def test_another_key_salt_or_purpose_derives_another_key() -> None:
+    keyring = Keyring([OLD, NEW])
+
+    derived = {
+        keyring.derive(key_id, salt, purpose)
+        for key_id in (OLD.id, NEW.id)
+        for salt in (b"salt", b"other")
+        for purpose in (b"purpose", b"other")
+    }
+
+    assert len(derived) == 8
+    assert {len(key) for key in derived if key is not None} == {32}
+    assert not derived & {OLD.key, NEW.key}
+
+
+def test_nothing_is_derived_from_a_key_that_is_not_there() -> None:
+    assert Keyring([NEW]).derive(OLD.id, b"salt", b"purpose") is None
+    assert Keyring([NEW]).derive(b"", b"salt", b"purpose") is None
+    assert Keyring().derive(NEW.id, b"salt", b"purpose") is None

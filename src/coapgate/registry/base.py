@@ -76,11 +76,22 @@ class Registry(Protocol):
         judged once the peer has proven one, so that a stranger learns nothing.
         """
 
+    async def find_psk_number(self, number: int) -> PskCredential | None:
+        """The key `psk-N`, without its secret, as it is now; None: it was removed.
+
+        One that its identity may be proven with no longer is among them, as `revoked`.
+        """
+
     async def find_device(self, tenant: Tenant, device: DeviceId) -> Device | None:
         """The device of that name."""
 
     async def find_certificate_device(self, key_id: bytes, value: str) -> Device | None:
         """The device that `value` in a certificate below the anchor `key_id` speaks for."""
+
+    async def find_anchored_device(
+        self, key_id: bytes, tenant: Tenant, device: DeviceId
+    ) -> Device | None:
+        """The device of that name, if any certificate below the anchor `key_id` speaks for it."""
 
     async def provision(self, anchor: TrustAnchor, device: DeviceId, value: str) -> Device:
         """Create a device of the anchor's tenant that certificates with `value` speak for.

@@ -53,6 +53,14 @@ class MemoryRegistry:
             if credential.identity == identity
         )
 
+    async def find_psk_number(self, number: int) -> PskCredential | None:
+        for record in self._records.values():
+            for credential, _ in record.psks:
+                if credential.number == number:
+                    enabled = record.device.enabled
+                    return replace(credential, secret=b"", device_enabled=enabled)
+        return None
+
     async def find_device(self, tenant: Tenant, device: DeviceId) -> Device | None:
         record = self._records.get((tenant, device))
         return record.device if record else None
@@ -60,6 +68,14 @@ class MemoryRegistry:
     async def find_certificate_device(self, key_id: bytes, value: str) -> Device | None:
         name = self._pairs.get((key_id, value))
         return self._records[name].device if name else None
+
+    async def find_anchored_device(
+        self, key_id: bytes, tenant: Tenant, device: DeviceId
+    ) -> Device | None:
+        for (below, _), name in self._pairs.items():
+            if below == key_id and name == (tenant, device):
+                return self._records[name].device
+        return None
 
     async def provision(self, anchor: TrustAnchor, device: DeviceId, value: str) -> Device:
         found = await self.find_certificate_device(anchor.key_id, value)

@@ -26,6 +26,14 @@ SELECT c.number, c.secret, c.state, c.not_before, c.not_after, d.tenant, d.devic
 FROM psk_credential AS c JOIN device AS d ON d.number = c.device
 WHERE c.identity = ? AND c.slot <= {MAX_KEYS_PER_IDENTITY} ORDER BY c.slot"""
 
+# A key in a slot that no handshake tries is kept for the record, whatever its state.
+PSK_OF_NUMBER = f"""
+SELECT d.tenant, d.device, c.identity,
+  CASE WHEN c.slot <= {MAX_KEYS_PER_IDENTITY} THEN c.state ELSE 'revoked' END,
+  c.not_before, c.not_after, d.enabled
+FROM psk_credential AS c JOIN device AS d ON d.number = c.device
+WHERE c.number = ?"""
+
 _DEVICE = "d.tenant, d.device, d.enabled, d.labels"
 _ANCHOR = "name, tenant, key_id, certificate, device_id_source, auto_provision, state"
 _PAGE = 1000
@@ -72,6 +80,17 @@ def find_certificate_device(connection: Connection, key_id: bytes, value: str) -
         f"SELECT {_DEVICE} FROM certificate_device AS c JOIN device AS d ON d.number = c.device"
         " WHERE c.key_id = ? AND c.value = ?",
         (key_id, value),
+    ).fetchone()
+    return _device(*row) if row else None
+
+
+def find_anchored_device(
+    connection: Connection, key_id: bytes, tenant: Tenant, device: DeviceId
+) -> Device | None:
+    row = connection.execute(
+        f"SELECT {_DEVICE} FROM device AS d WHERE tenant = ? AND device = ? AND EXISTS"
+        " (SELECT 1 FROM certificate_device AS c WHERE c.device = d.number AND c.key_id = ?)",
+        (tenant, device, key_id),
     ).fetchone()
     return _device(*row) if row else None
 

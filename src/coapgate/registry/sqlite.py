@@ -30,6 +30,8 @@ WRITE_TIMEOUT = 2.0
 
 _READ_TIMEOUT = 0.05  # seconds; a WAL reader waits only while another process opens or closes it
 
+_ASSOCIATIONS = b"coapgate association store"
+
 
 class SqliteRegistry:
     """`Registry` and `Administration` in a file.
@@ -99,6 +101,11 @@ class SqliteRegistry:
             raise
         return cls(path, writer, reader, vault, wall, refresh_interval, clock)
 
+    @property
+    def path(self) -> Path:
+        """The database's file."""
+        return self._path
+
     def close(self) -> None:
         """Waits for a write that is under way, `write_timeout` at most."""
         self._thread.shutdown(wait=True, cancel_futures=True)
@@ -128,6 +135,18 @@ class SqliteRegistry:
         except RegistryError as error:  # the key file, or a row that was tampered with
             raise RegistryUnavailable(str(error), error.hint) from error
 
+    async def find_psk_number(self, number: int) -> PskCredential | None:
+        try:
+            row = self._cursor.execute(reading.PSK_OF_NUMBER, (number,)).fetchone()
+        except sqlite3.Error as error:
+            raise schema.unavailable(error, self._path) from error
+        if row is None:
+            return None
+        tenant, device, identity, state, not_before, not_after, enabled = row
+        return PskCredential(
+            number, tenant, device, identity, b"", state, not_before, not_after, enabled == 1
+        )
+
     async def find_device(self, tenant: Tenant, device: DeviceId) -> Device | None:
         with self._reading() as connection:
             return reading.find_device(connection, tenant, device)
@@ -135,6 +154,14 @@ class SqliteRegistry:
     async def find_certificate_device(self, key_id: bytes, value: str) -> Device | None:
         with self._reading() as connection:
             return reading.find_certificate_device(connection, key_id, value)
+
+    async def find_anchored_device(
+        self, key_id: bytes, tenant: Tenant, device: DeviceId
+    ) -> Device | None:
+        try:
+            return reading.find_anchored_device(self._reader, key_id, tenant, device)
+        except sqlite3.Error as error:
+            raise schema.unavailable(error, self._path) from error
 
     async def provision(self, anchor: TrustAnchor, device: DeviceId, value: str) -> Device:
         refusals.check_device(Device(anchor.tenant, device))
@@ -149,6 +176,37 @@ class SqliteRegistry:
         if self._clock() - self._refreshed_at >= self._refresh_interval:
             self._refresh()
         return self._max_keys
+
+    # What an association store asks, once at the start of a gateway.
+
+    def newest_key_id(self) -> bytes:
+        """Which key of the key file to derive from; 8 octets.
+
+        The file is made if there is none, unless the registry holds a secret that needs the one
+        there was.
+
+        Raises KeyFileError, RegistryUnavailable.
+        """
+        with self._writing() as connection:
+            self._vault.read(connection, create=True)
+        newest = self._vault.newest
+        assert newest is not None, "a key file holds a key"
+        return newest
+
+    def derive_key(self, key_id: bytes, salt: bytes) -> bytes | None:
+        """The key (32 octets) that associations are encrypted under; None: that id is unknown.
+
+        `key_id` may be that of any key in the key file, which is never made here.
+
+        Raises KeyFileError, RegistryUnavailable.
+        """
+        key = self._vault.derive(key_id, salt, _ASSOCIATIONS)
+        if key is None:
+            # Not read yet, or not since a key was added to it.
+            with self._writing() as connection:
+                self._vault.read(connection, create=False)
+            key = self._vault.derive(key_id, salt, _ASSOCIATIONS)
+        return key
 
     # What the command line does.
 

@@ -1,4 +1,4 @@
-"""The keys of one registry: made when its first secret is, loaded when one is needed."""
+"""The keys of one registry: made with its first secret or derived key, loaded when needed."""
 
 from __future__ import annotations
 
@@ -35,19 +35,38 @@ class Vault:
 
         Raises KeyFileError.
         """
-        if _holds_secrets(connection):
-            self._load(connection)
-        else:
+        self.read(connection, create=True)
+        if not _holds_secrets(connection):
             # No row needs a key of before, wherever that has gone.
             connection.execute("DELETE FROM wrapping_key")
-            if os.path.lexists(self._path):
-                self._load(connection)
-            else:
-                self._keyring = Keyring(create_key_file(self._path))
         connection.execute(
             "INSERT OR IGNORE INTO wrapping_key (key_id, added_at) VALUES (?, ?)",
             (self._keyring.newest, now),
         )
+
+    def read(self, connection: sqlite3.Connection, *, create: bool) -> None:
+        """Read the key file again, in a write transaction: else another process may be making it.
+
+        Where there is none it is made if `create`, but never while a secret needs the one there
+        was. Without it, and without a secret, the keyring stays what it was.
+
+        Raises KeyFileError.
+        """
+        if _holds_secrets(connection):
+            self._load(connection)
+        elif os.path.lexists(self._path):
+            self._keyring = Keyring(load_key_file(self._path))
+        elif create:
+            self._keyring = Keyring(create_key_file(self._path))
+
+    @property
+    def newest(self) -> bytes | None:
+        """The id of the newest key that was read; None: none was yet."""
+        return self._keyring.newest
+
+    def derive(self, key_id: bytes, salt: bytes, purpose: bytes) -> bytes | None:
+        """As `Keyring.derive`, from the keys that were read."""
+        return self._keyring.derive(key_id, salt, purpose)
 
     def wrap(self, secret: bytes, tenant: str, device: str, identity: bytes) -> bytes:
         """Seal a secret; `prepare` comes first."""

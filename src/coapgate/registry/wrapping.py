@@ -9,6 +9,9 @@ A wrapped secret is
 
 with the additional data tenant, device and identity, each after its length (2 octets), so that a
 secret that is moved to another row, or a row that is renamed, does not open.
+
+What the registry's owner encrypts elsewhere is encrypted under keys that are derived from those of
+the key file, so that a copy of it is worth nothing without that file.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from coapgate.errors import RegistryError
 
@@ -55,7 +60,8 @@ class Keyring:
 
     def __init__(self, keys: Iterable[WrappingKey] = ()) -> None:
         """`keys` are in order of age, newest last."""
-        self._ciphers = {_VERSION + key.id: AESGCM(key.key) for key in keys}
+        self._keys = {key.id: key for key in keys}
+        self._ciphers = {_VERSION + key.id: AESGCM(key.key) for key in self._keys.values()}
         self._newest = next(reversed(self._ciphers), None)
 
     @property
@@ -64,7 +70,17 @@ class Keyring:
         return self._newest and self._newest.removeprefix(_VERSION)
 
     def holds(self, key_id: bytes) -> bool:
-        return _VERSION + key_id in self._ciphers
+        return key_id in self._keys
+
+    def derive(self, key_id: bytes, salt: bytes, purpose: bytes) -> bytes | None:
+        """A key of 32 octets for one purpose, by HKDF-SHA256 (RFC 5869); None: that id is unknown.
+
+        `purpose` is its `info`: whoever has a derived key learns nothing of any other.
+        """
+        key = self._keys.get(key_id)
+        if key is None:
+            return None
+        return HKDF(hashes.SHA256(), KEY_LENGTH, salt, purpose).derive(key.key)
 
     def wrap(self, secret: bytes, tenant: str, device: str, identity: bytes) -> bytes:
         """Seal one secret."""
