@@ -15,6 +15,7 @@ CoapgateError                 message, hint: what happened, what to do next
 ├── DeviceError               a device of ours (`simulated`) did not get what it wanted
 │   ├── DeviceRefused         the gateway ended its handshake or association by an alert
 │   └── NoAnswer              nobody answered, or not in time
+├── StoreDamaged              what an earlier process left of its associations does not check
 ├── Refused                   a peer is not let in: one reason, and the alert it will be told
 ├── DtlsError                 octets of a peer that DTLS drops; never leaves `dtls`
 │   ├── MalformedRecord
@@ -186,6 +187,10 @@ class DeviceRefused(DeviceError):
 
 class NoAnswer(DeviceError):
     """Nobody answered a handshake or a request, or not in time."""
+
+
+class StoreDamaged(CoapgateError):
+    """The association store is not as it was written: nothing in it can be trusted."""
 
 
 class Refused(CoapgateError):
