@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,13 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from coapgate import config
-from coapgate.dtls.client import ClientCertificate, ClientSettings, Credential, PskKey
+from coapgate.dtls.client import ClientCertificate, Credential, PskKey
 from coapgate.gateway import Gateway, open_gateway
 from coapgate.model import DEFAULT_TENANT, DeviceId, DeviceIdSource, Tenant
 from coapgate.pki.anchors import parse_anchor
 from coapgate.pki.factory import FactoryCa, IssuedCertificate
 from coapgate.registry.sqlite import SqliteRegistry
-from coapgate.simulated.device import Device
+from coapgate.simulated.device import SETTINGS, Device
 from coapgate.simulated.trust import trust_server
 from tests.programs import Program, started
 from tests.waiting import until
@@ -139,7 +141,7 @@ class Running:
 
         Its handshake gives up soon: where tests run nothing gets lost.
         """
-        settings = options.pop("settings", ClientSettings(handshake_timeout=20.0))
+        settings = options.pop("settings", replace(SETTINGS, handshake_timeout=20.0))
         return Device(self.host, self.port, credential, settings=settings, **options)
 
     async def get(self, path: str) -> httpx.Response:
@@ -192,10 +194,15 @@ _SERVES = re.compile(r"serves coaps://(?P<host>[0-9.]+):(?P<port>\d+) and (?P<ht
 
 
 @asynccontextmanager
-async def running_process(installation: Installation) -> AsyncIterator[GatewayProcess]:
-    """`coapgate run`, until the context is left."""
-    config_file = str(installation.config_file)
-    async with started(sys.executable, "-m", "coapgate", "run", "--config", config_file) as program:
+async def running_process(
+    installation: Installation, address: tuple[str, int] | None = None
+) -> AsyncIterator[GatewayProcess]:
+    """`coapgate run`, until the context is left; at `address` if one before it was there."""
+    command = ("-m", "coapgate", "run", "--config", str(installation.config_file))
+    env = dict(os.environ)
+    if address is not None:
+        env["COAPGATE_DTLS__BIND"] = f"{address[0]}:{address[1]}"
+    async with started(sys.executable, *command, env=env) as program:
         await program.until(b"publishes to")
         yield GatewayProcess(program)
 

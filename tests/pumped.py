@@ -24,8 +24,9 @@ from coapgate.coap.messages import MessageLayer
 from coapgate.coap.options import Request
 from coapgate.coap.rates import DeviceRates
 from coapgate.dtls.association import Association
-from coapgate.dtls.client import Client, Credential
+from coapgate.dtls.client import Client, ClientSettings, Credential
 from coapgate.dtls.server import ServerSettings
+from coapgate.dtls.store import AssociationStore
 from coapgate.model import Code, DeviceId, Path, Tenant
 from coapgate.serving import Pump
 from coapgate.sessions import Sessions
@@ -40,6 +41,7 @@ class Publisher:
     """Takes publications and keeps them; the test says how they end."""
 
     published: list[tuple[str, bytes]] = field(default_factory=list)
+    properties: list[dict[str, str]] = field(default_factory=list)
     tickets: list[int] = field(default_factory=list)
 
     def publish(
@@ -53,6 +55,7 @@ class Publisher:
         ticket: int | None,
     ) -> None:
         self.published.append((topic, payload))
+        self.properties.append(dict(user_properties))
         if ticket is not None:
             self.tickets.append(ticket)
 
@@ -91,8 +94,11 @@ class Gate:
         tasks: asyncio.TaskGroup,
         settings: ServerSettings,
         associations_per_device: int,
+        store: AssociationStore | None = None,
+        wall: float = WALL,
     ) -> None:
         self.now = 1000.0
+        self.wall = wall
         self.publisher = Publisher()
         self.site = Site()
         self.events: list[tuple[str, str, str, bytes]] = []
@@ -103,11 +109,16 @@ class Gate:
             Sessions(associations_per_device),
             tasks,
             lambda: self.now,
-            lambda: WALL,
+            lambda: self.wall,
+            store,
         )
         self.uplinks = Uplinks(self.publisher, "root")
         self.layer: MessageLayer[Association] = MessageLayer(
-            self.pump.server.send, HotPath(self.uplinks, self.site), DeviceRates(1000.0, 1000)
+            self.pump.server.traffic.send,
+            HotPath(self.uplinks, self.site),
+            DeviceRates(1000.0, 1000),
+            prove_path=self.pump.server.traffic.prove_path,
+            answered=self.pump.server.traffic.remember_answer,
         )
         self.pump.connect(self.layer, self.uplinks, self._publish_event, self._wake)
         self._peers: dict[Path, Peer] = {}
@@ -118,19 +129,39 @@ class Gate:
         """Longest idle first."""
         return list(self.pump.server.associations)
 
-    def join(self, credential: Credential, path: Path | None = None) -> Peer:
+    def join(
+        self,
+        credential: Credential,
+        path: Path | None = None,
+        settings: ClientSettings | None = None,
+    ) -> Peer:
         """Put a device at an address, by default one of its own, and let it begin to connect."""
         path = path or (0, ("192.0.2.1", next(self._ports)))
-        peer = self._peers[path] = Peer(Client(credential), path)
+        peer = self._peers[path] = Peer(Client(credential, settings), path)
         peer.client.connect(self.now)
         self.turn()
         return peer
 
-    def connect(self, credential: Credential, path: Path | None = None) -> Peer:
+    def connect(
+        self,
+        credential: Credential,
+        path: Path | None = None,
+        settings: ClientSettings | None = None,
+    ) -> Peer:
         """Join a device that is let in at once."""
-        peer = self.join(credential, path)
+        peer = self.join(credential, path, settings)
         assert peer.client.is_established, peer.client.failure
         return peer
+
+    def adopt(self, peer: Peer) -> None:
+        """Go on with a device that was at another gate."""
+        self._peers[peer.path] = peer
+
+    def move(self, peer: Peer, path: Path) -> None:
+        """Let a device speak from another address."""
+        del self._peers[peer.path]
+        peer.path = path
+        self._peers[path] = peer
 
     def send(self, peer: Peer, message: Message | bytes) -> None:
         """A device sends one record of application data, and all that follows happens."""
@@ -188,10 +219,14 @@ async def pumping(
     settings: ServerSettings | None = None,
     *,
     associations_per_device: int = 4,
+    store: AssociationStore | None = None,
+    wall: float = WALL,
 ) -> AsyncIterator[Gate]:
     """A gate whose waiting decisions are cancelled in the end."""
     async with asyncio.TaskGroup() as tasks:
-        gate = Gate(registry, tasks, settings or ServerSettings(), associations_per_device)
+        gate = Gate(
+            registry, tasks, settings or ServerSettings(), associations_per_device, store, wall
+        )
         try:
             yield gate
         finally:

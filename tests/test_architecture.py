@@ -68,7 +68,7 @@ def test_the_layers_are_those_of_the_architecture_page() -> None:
     page = (ROOT / "ARCHITECTURE.md").read_text().partition("## Layers")[2].partition("\n## ")[0]
     rows = [line.split("|")[2] for line in page.splitlines() if line.startswith("| ")][1:]
 
-    assert [set(re.findall(r"`([a-z.]+)`", row)) for row in rows] == [
+    assert [set(re.findall(r"`([a-z._]+)`", row)) for row in rows] == [
         set(layer.split(" | ")) for layer in layers
     ]
 

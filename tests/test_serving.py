@@ -608,7 +608,7 @@ async def test_who_stops_lets_nobody_new_in_and_says_goodbye_to_all(
     assert gate.pump.server.counters.dropped["not_accepting"] == 1
     # What was counted since the last line about strangers is written too.
     assert [line.partition(" peer=")[0] for line in lines(caplog)] == [
-        "info sessions closed count=2 untold=0 cause=shutdown",
+        "info sessions closed count=2 untold=0 kept=0 cause=shutdown",
         "info stranger refused reason=unknown_identity count=1",
     ]
 
@@ -625,5 +625,6 @@ async def test_a_stop_takes_no_longer_than_it_may(
 
     assert gate.pump.detached == {"shutdown": told}
     assert lines(caplog) == [
-        f"info sessions closed count={told} untold={CLOSED_AT_ONCE + 3 - told} cause=shutdown"
+        f"info sessions closed count={told} untold={CLOSED_AT_ONCE + 3 - told} kept=0 "
+        "cause=shutdown"
     ]

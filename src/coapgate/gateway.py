@@ -11,13 +11,14 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
 from coapgate import http, logs
+from coapgate.association_file import open_associations, read_boot_id
 from coapgate.authentication import BUILT_AT, Authentication
 from coapgate.coap.aiocoap_bridge import Bridge
 from coapgate.coap.hotpath import HotPath
@@ -30,6 +31,7 @@ from coapgate.dtls.association import Association
 from coapgate.dtls.handshake import HandshakeSettings
 from coapgate.dtls.negotiation import ServerCertificate
 from coapgate.dtls.server import ServerSettings
+from coapgate.dtls.store import AssociationStore
 from coapgate.errors import CoapgateError
 from coapgate.metering import sources
 from coapgate.metrics import Collector
@@ -83,18 +85,23 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
     """
     connection_settings = _connection_settings(settings)
     check_files(connection_settings)
-    server_settings = _server_settings(settings.dtls)
+    server_settings = _server_settings(settings.dtls, settings.node)
     _warn_of_open_secrets(settings)
-    store = settings.registry
     is_open = False
     try:
-        with SqliteRegistry.open(
-            store.url, store.key_file, settings.base, refresh_interval=REFRESH_INTERVAL
-        ) as registry:
+        with (
+            SqliteRegistry.open(
+                settings.registry.url,
+                settings.registry.key_file,
+                settings.base,
+                refresh_interval=REFRESH_INTERVAL,
+            ) as registry,
+            _associations(settings, registry) as store,
+        ):
             async with asyncio.TaskGroup() as tasks:
                 authentication = Authentication(registry, clock_skew=settings.dtls.clock_skew)
                 sessions = Sessions(settings.limits.associations_per_device)
-                pump = Pump(server_settings, authentication, sessions, tasks)
+                pump = Pump(server_settings, authentication, sessions, tasks, store=store)
                 connection = Connection(connection_settings, pump.acknowledged)
                 async with _serving(settings, pump, connection, tasks) as gateway:
                     is_open = True
@@ -105,6 +112,26 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
         if known is None:
             raise
         raise _first(known) from None
+
+
+@contextmanager
+def _associations(
+    settings: Settings, registry: SqliteRegistry
+) -> Iterator[AssociationStore | None]:
+    """What outlives this process: in a file beside the registry, where there is room to write."""
+    template = settings.dtls.association_store
+    if not template:
+        yield None
+        return
+    path = registry.path.parent / template.format(node=settings.node, worker=WORKER)
+    with open_associations(
+        path,
+        settings.dtls.max_associations,
+        registry,
+        boot_id=read_boot_id(),
+        wall=time.time(),
+    ) as store:
+        yield store
 
 
 @asynccontextmanager
@@ -120,10 +147,12 @@ async def _serving(
     uplinks = Uplinks(connection, settings.mqtt.root, lambda: publications.maximum_packet_size)
     bridge = Bridge(build_site(time.time), pump.respond)
     layer: MessageLayer[Association] = MessageLayer(
-        pump.server.send,
+        pump.server.traffic.send,
         HotPath(uplinks, bridge),
         DeviceRates(settings.limits.device_rate, settings.limits.device_burst),
         CoapSettings(settings.coap.ack_delay, settings.coap.dedup_exchanges),
+        prove_path=pump.server.traffic.prove_path,
+        answered=pump.server.traffic.remember_answer,
     )
     udp = Udp(pump, settings.dtls.receive_buffer)
     pump.connect(layer, uplinks, _event_publisher(connection, settings.mqtt.root), udp.flush_soon)
@@ -145,6 +174,7 @@ async def _serving(
         http.serving(application, settings.http.bind, tasks) as http_address,
     ):
         udp.open(tuple((bind.host, bind.port) for bind in settings.dtls.bind))
+        await pump.recover(udp.can_reach)
         to_broker = tasks.create_task(connection.run(), name="mqtt")
         try:
             addresses = tuple(Address(*address) for address in udp.addresses)
@@ -246,7 +276,7 @@ def _warn_of_open_secrets(settings: Settings) -> None:
             log.warning("secret is readable by everybody", extra={"option": option, "hint": hint})
 
 
-def _server_settings(dtls: DtlsSettings) -> ServerSettings:
+def _server_settings(dtls: DtlsSettings, node: int) -> ServerSettings:
     certificate = None
     if dtls.certificate is not None and dtls.private_key is not None:
         loaded = load_server_certificate(dtls.certificate, dtls.private_key)
@@ -268,6 +298,8 @@ def _server_settings(dtls: DtlsSettings) -> ServerSettings:
         ecdhe_rate=dtls.ecdhe_rate,
         ecdhe_burst=dtls.ecdhe_burst,
         max_associations=dtls.max_associations,
+        worker=WORKER,
+        node=node,
     )
 
 

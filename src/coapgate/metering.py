@@ -44,6 +44,11 @@ def sources(
         "coapgate_decisions_overrun_total": lambda: decisions.overruns,
         "coapgate_associations": lambda: server.association_count,
         "coapgate_associations_closed_total": lambda: pump.detached,
+        "coapgate_associations_recovered_total": lambda: pump.recovered,
+        "coapgate_associations_unstored": lambda: server.association_count - pump.stored,
+        "coapgate_address_moves_total": lambda: records.address_moves,
+        "coapgate_paths_proven_total": lambda: counts.path_proofs,
+        "coapgate_path_pings_total": lambda: counts.path_pings,
         "coapgate_devices": lambda: len(pump.sessions),
         # CoAP
         "coapgate_responses_total": lambda: {

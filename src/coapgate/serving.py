@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from coapgate.authentication import Authentication
 from coapgate.coap.messages import MessageLayer
+from coapgate.coap.transmissions import Reliability
 from coapgate.decisions import Decisions
 from coapgate.dtls.association import Association
 from coapgate.dtls.events import (
@@ -23,9 +24,11 @@ from coapgate.dtls.events import (
     KeysRequested,
 )
 from coapgate.dtls.server import Server, ServerSettings
+from coapgate.dtls.store import Answer, AssociationStore
 from coapgate.errors import Reason, Refused
 from coapgate.logs import Seldom, StrangerLog
 from coapgate.model import DeviceId, Identity, Path, PskCredential, Tenant
+from coapgate.recovery import take_up
 from coapgate.sessions import Sessions
 from coapgate.uplink import Uplinks
 
@@ -42,6 +45,9 @@ MAX_TALKATIVE = 4096
 CLOSED_AT_ONCE = 256
 """Associations that are closed before their goodbyes are sent."""
 
+RELIABILITY = Reliability()
+"""The lifetimes of message IDs (RFC 7252 section 4.8.2) that the message layer has, too."""
+
 log = logging.getLogger(__name__)
 
 
@@ -49,8 +55,8 @@ class Pump:
     """Carries events and answers between the layers; it has no policy of its own.
 
     A handshake has at most one decision at a time, which ends within `auth_timeout` seconds; those
-    that wait are tasks of `tasks`. `clock` is monotonic seconds, `wall` Unix seconds. Call
-    `connect` before anything else.
+    that wait are tasks of `tasks`. What `store` holds outlives this process. `clock` is monotonic
+    seconds, `wall` Unix seconds. Call `connect` before anything else.
     """
 
     def __init__(
@@ -61,8 +67,9 @@ class Pump:
         tasks: asyncio.TaskGroup,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        store: AssociationStore | None = None,
     ) -> None:
-        self.server = Server(settings, self._deliver)
+        self.server = Server(settings, self._deliver, store=store)
         self.outgoing = self.server.outgoing
         self.receive_datagram = self.server.receive_datagram
         self.decisions = Decisions(
@@ -78,7 +85,10 @@ class Pump:
         """Associations that opened, by method."""
         self.detached: Counter[str] = Counter()
         """Associations that closed, by cause."""
+        self.recovered = 0
+        """Associations of an earlier process that went on."""
         self._authentication = authentication
+        self._store = store
         self._clock = clock
         self._wall = wall
         self._strangers = StrangerLog(log)
@@ -95,7 +105,7 @@ class Pump:
         publish_event: Callable[[Tenant, DeviceId, str, bytes], None],
         wake: Callable[[], None],
     ) -> None:
-        """The layers above, built on this pump's `server.send` and `acknowledged`.
+        """The layers above, built on this pump's `server.traffic.send` and `acknowledged`.
 
         `wake` is called when there may be something to send outside a batch.
         """
@@ -104,11 +114,50 @@ class Pump:
         self._publish_event = publish_event
         self._wake = wake
 
+    async def recover(self, can_reach: Callable[[Path], bool]) -> None:
+        """Go on with the associations of an earlier process; `can_reach` is the sockets'.
+
+        Raises StartError if the registry cannot say who may go on.
+        """
+        if self._store is None:
+            return
+        now, wall = self._clock(), self._wall()
+        self.server.traffic.begin(wall)
+        taken, ended = await take_up(
+            self._store,
+            self.server.traffic,
+            self._authentication.review,
+            now,
+            wall,
+            idle_timeout=self.server.settings.idle_timeout,
+            can_reach=can_reach,
+        )
+        self.detached += ended
+        for _, association, answers in taken:
+            endpoint = self._layer.open(association, association.identity, association.id)
+            association.endpoint = endpoint
+            if association.is_open:  # not one too many, nor surplus of its device
+                kept = [(a.message_id, now + _left(a, wall), a.octets) for a in answers]
+                self._layer.restore(endpoint, kept, now)
+                self._admit(association)
+        self.settle(now)
+        self.recovered = self.server.association_count
+        if taken or ended:
+            fields = {"count": self.recovered, **ended}
+            log.info("sessions recovered", extra=fields)
+
+    @property
+    def stored(self) -> int:
+        """Associations that outlive this process."""
+        return 0 if self._store is None else self._store.count
+
     # --- from below: the sockets
 
     def begin(self) -> None:
         """A batch of datagrams follows."""
-        self._uplinks.begin(self._wall())
+        wall = self._wall()
+        self._uplinks.begin(wall)
+        self.server.traffic.begin(wall)
 
     def settle(self, now: float) -> None:
         """Act on the events that DTLS left."""
@@ -136,7 +185,7 @@ class Pump:
 
     def handle_timer(self, now: float) -> None:
         """Do what is due; nothing may be."""
-        self._uplinks.begin(self._wall())
+        self.begin()
         self.server.handle_timer(now)
         self._layer.handle_timer(now)
         self._strangers.flush(now)
@@ -199,10 +248,15 @@ class Pump:
         association.endpoint = self._layer.open(association, identity, association.id)
         self.attached[identity.method] += 1
         self._tell(self._opened, "session opened", association, {})
+        self._admit(association)
+
+    def _admit(self, association: Association) -> None:
+        """Attach a device through one more association: the newest ones win."""
+        identity = association.identity
         for surplus in self.sessions.open(identity, association.id, self._is_open):
             oldest = self.server.find(surplus)
             assert oldest is not None
-            self.server.close(oldest, "surplus")
+            self.server.traffic.close(oldest, "surplus")
 
     def _is_open(self, association_id: bytes) -> bool:
         return self.server.find(association_id) is not None
@@ -270,14 +324,16 @@ class Pump:
         self.decisions.stop()
 
     def close_all(self, flush: Callable[[], None], deadline: float) -> None:
-        """Say close_notify to everybody, as far as there is time; `flush` sends what piles up.
+        """Say close_notify to all whose association ends with this process, as far as there is
+        time; `flush` sends what piles up.
 
         In one line: with a line for each, 200,000 devices would take longer than a stop may.
         """
         self._is_closing = True
         count = 0
-        for association in tuple(self.server.associations):
-            self.server.close(association, "shutdown")
+        ending = [association for association in self.server.associations if association.slot < 0]
+        for association in ending:
+            self.server.traffic.close(association, "shutdown")
             count += 1
             if count % CLOSED_AT_ONCE == 0:
                 now = self._clock()
@@ -287,9 +343,17 @@ class Pump:
                     break
         self.settle(self._clock())
         flush()
-        untold = self.server.association_count
-        log.info("sessions closed", extra={"count": count, "untold": untold, "cause": "shutdown"})
+        untold = len(ending) - count
+        kept = self.server.association_count - untold
+        fields = {"count": count, "untold": untold, "kept": kept, "cause": "shutdown"}
+        log.info("sessions closed", extra=fields)
         self._strangers.flush(math.inf)
+
+
+def _left(answer: Answer, wall: float) -> float:
+    """For how many seconds more an answer of an earlier process is the one to its message ID."""
+    lifetime = RELIABILITY.exchange_lifetime if answer.octets else RELIABILITY.non_lifetime
+    return answer.at + lifetime - wall
 
 
 def _describe(association: Association) -> dict[str, object]:

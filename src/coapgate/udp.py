@@ -84,6 +84,14 @@ class Udp:
         """Host and port that each socket is bound to."""
         return tuple(sock.getsockname()[:2] for sock in self._sockets)
 
+    def can_reach(self, path: Path) -> bool:
+        """Whether a path that an earlier process knew leads through one of the sockets now."""
+        number, peer = path
+        if number >= len(self._sockets):
+            return False
+        # An IPv4 address is a pair, an IPv6 one has flow information and a scope besides.
+        return (len(peer) == 2) == (self._sockets[number].family == socket.AF_INET)
+
     def open(self, binds: tuple[tuple[str, int], ...]) -> None:
         """Bind every address and begin to read. Raises StartError, with nothing left open."""
         self._loop = asyncio.get_running_loop()

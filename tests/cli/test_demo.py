@@ -53,6 +53,7 @@ async def test_it_shows_messages_of_both_devices_and_leaves_nothing(
     ]
     assert "    auth          psk" in lines
     assert "    auth          x509" in lines
+    assert sum("known by its Connection ID: no new handshake" in line for line in lines) == 2
     assert "4 messages arrived." in lines
     assert any("coapgate run --config" in line for line in lines[-5:])
     noise = [line for line in lines if "arning" in line or "rror" in line or "\x1b" in line]

@@ -13,11 +13,18 @@ from coapgate.coap.hotpath import HotPath, Site
 from coapgate.coap.messages import MessageLayer, Settings
 from coapgate.coap.options import Request, encode_options
 from coapgate.coap.rates import DeviceRates
+from coapgate.dtls.paths import AMPLIFICATION, UnprovenPath
 from coapgate.model import Code, DeviceId, Identity, Method, Tenant
 from coapgate.uplink import Source, Uplinks
 
 CON, NON, ACK, RST = range(4)
-URI_PATH, CONTENT_FORMAT, URI_QUERY, NO_RESPONSE = 11, 12, 15, 258
+CONTENT = b"x" * 200
+"""More than an unproven path gets for asking."""
+
+URI_PATH, CONTENT_FORMAT, URI_QUERY, ECHO, NO_RESPONSE = 11, 12, 15, 252, 258
+
+OVERHEAD = 38
+"""Octets of a record besides its plaintext: AES_128_CCM_8, a Connection ID of 8 octets."""
 
 WALL = 1_700_000_000.25
 """2023-11-14T22:13:20.250Z"""
@@ -40,6 +47,15 @@ def message(
     return head + token + encode_options(ordered) + (b"\xff" + payload if payload else b"")
 
 
+def uplink(message_id: int = 1, kind: int = CON) -> bytes:
+    return message(kind, Code.POST, message_id, "a", payload=b"21.5")
+
+
+def get(message_id: int = 1, *options: tuple[int, bytes], kind: int = CON) -> bytes:
+    """A request that goes to the Site."""
+    return message(kind, Code.GET, message_id, "time", options=options)
+
+
 def empty(kind: int, message_id: int) -> bytes:
     return message(kind, Code.EMPTY, message_id, token=b"")
 
@@ -55,6 +71,15 @@ class FakeAssociation:
     id: bytes
     identity: Identity
     max_plaintext: int = 1024
+    unproven: UnprovenPath | None = None
+
+    def can_send(self, length: int) -> bool:
+        return self.unproven is None or length + OVERHEAD <= self.unproven.credit
+
+    def move(self, received: int = 1000, echo: bytes = b"\xee" * 8) -> UnprovenPath:
+        """A datagram of so many octets came from somewhere else."""
+        self.unproven = UnprovenPath(received, echo)
+        return self.unproven
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +130,12 @@ class SilentSite:
 
 
 class Gate:
-    """Message layer, hot path and uplinks between fakes; `sent` is what went to devices."""
+    """Message layer, hot path and uplinks between fakes.
+
+    `sent` is what went to devices, `withheld` what an unproven path had too little credit for,
+    `answers` what was to be remembered beyond a restart: message ID and octets; `proven` the paths
+    that have proven themselves.
+    """
 
     def __init__(
         self,
@@ -125,6 +155,9 @@ class Gate:
         self.uplinks.begin(WALL)
         self.rates = DeviceRates(rate, burst, max_absent)
         self.sent: list[tuple[FakeAssociation, bytes]] = []
+        self.withheld: list[bytes] = []
+        self.answers: list[tuple[int, bytes]] = []
+        self.proven: list[UnprovenPath] = []
         self.on_transmit: Callable[[FakeAssociation, bytes], None] = self._keep
         self.layer: MessageLayer[FakeAssociation] = MessageLayer(
             self._transmit,
@@ -132,10 +165,25 @@ class Gate:
             self.rates,
             settings,
             random.Random(7),
+            prove_path=self._prove_path,
+            answered=self._answered,
         )
+
+    def _prove_path(self, association: FakeAssociation) -> None:
+        assert association.unproven is not None
+        self.proven.append(association.unproven)
+        association.unproven = None
+
+    def _answered(self, association: FakeAssociation, message_id: int, octets: bytes) -> None:
+        self.answers.append((message_id, octets))
 
     def _transmit(self, association: FakeAssociation, octets: bytes, now: float) -> None:
         assert len(octets) <= association.max_plaintext
+        if not association.can_send(len(octets)):
+            self.withheld.append(octets)
+            return
+        if association.unproven is not None:
+            association.unproven.credit -= len(octets) + OVERHEAD
         self.on_transmit(association, octets)
 
     def _keep(self, association: FakeAssociation, octets: bytes) -> None:
@@ -146,6 +194,21 @@ class Gate:
     ) -> Endpoint[FakeAssociation]:
         association = FakeAssociation(association_id, identity(device))
         return self.layer.open(association, association.identity, association_id)
+
+    def conclude(self, now: float, outcome: int = 0) -> None:
+        """The broker has decided on the last publication."""
+        self.layer.acknowledged(self.publisher.published[-1].ticket_number, outcome, now)
+
+    def answer_content(self, now: float) -> None:
+        """The Site answers the last request."""
+        ticket, _ = self.silent_site.asked[-1]
+        self.layer.respond(ticket, Code.CONTENT, b"\xc0", CONTENT, now)
+
+    def receive(self, endpoint: Endpoint[FakeAssociation], octets: bytes, now: float) -> None:
+        """A record arrives from where the association is, and gives that path credit."""
+        if endpoint.association.unproven is not None:
+            endpoint.association.unproven.credit += AMPLIFICATION * (len(octets) + OVERHEAD)
+        self.layer.receive(endpoint, octets, now)
 
     def take(self) -> list[bytes]:
         """What was sent since the last time."""

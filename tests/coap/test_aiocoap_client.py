@@ -20,6 +20,7 @@ from coapgate.coap.hotpath import HotPath
 from coapgate.coap.messages import MessageLayer, Settings
 from coapgate.coap.rates import DeviceRates
 from coapgate.coap.resources import build_site
+from coapgate.dtls.paths import UnprovenPath
 from coapgate.model import Identity
 from coapgate.uplink import Uplinks
 from tests.coap.gate import WALL, RecordingPublisher, identity
@@ -34,6 +35,10 @@ class Peer:
     address: Any
     identity: Identity = field(default_factory=identity)
     max_plaintext: int = 1024
+    unproven: UnprovenPath | None = None
+
+    def can_send(self, length: int) -> bool:
+        return self.unproven is None or length <= self.unproven.credit
 
 
 class Shell:
@@ -56,7 +61,13 @@ class Shell:
         uplinks = Uplinks(self.publisher, "coapgate")
         rates = DeviceRates(1000.0, 1000)
         settings = Settings(ack_delay=ACK_DELAY)
-        self.layer = MessageLayer(self.transmit, HotPath(uplinks, bridge), rates, settings)
+        self.layer = MessageLayer(
+            self.transmit,
+            HotPath(uplinks, bridge),
+            rates,
+            settings,
+            prove_path=self.prove_path,
+        )
         self.loop.add_reader(self.socket, self.readable)
 
     def readable(self) -> None:
@@ -70,7 +81,14 @@ class Shell:
             self.layer.receive(endpoint, octets, self.loop.time())
         self.after()
 
+    def prove_path(self, peer: Peer) -> None:
+        peer.unproven = None
+
     def transmit(self, peer: Peer, octets: bytes, now: float) -> None:
+        if not peer.can_send(len(octets)):
+            return
+        if peer.unproven is not None:
+            peer.unproven.credit -= len(octets)
         self.sent.append(octets)
         self.socket.sendto(octets, peer.address)
 
@@ -169,3 +187,20 @@ async def test_an_unknown_critical_option_is_4_02() -> None:
         request = aiocoap.Message(code=POST, uri=f"{shell.uri}/a", if_none_match=True)
 
         assert (await client.request(request).response).code == aiocoap.BAD_OPTION
+
+
+async def test_a_client_that_knows_no_echo_proves_its_path_by_its_reset_of_our_ping() -> None:
+    async with client_and_shell() as (client, shell):
+        hello = aiocoap.Message(code=GET, uri=f"{shell.uri}/hello")
+        await client.request(hello).response
+        (peer,) = (endpoint.association for endpoint in shell.endpoints.values())
+        peer.unproven = UnprovenPath(16, b"\x0e" * 8)
+
+        core = aiocoap.Message(code=GET, uri=f"{shell.uri}/.well-known/core")
+        refused = await client.request(core).response
+        await shell.until(lambda: peer.unproven is None)
+        core = aiocoap.Message(code=GET, uri=f"{shell.uri}/.well-known/core")
+
+        assert (refused.code, refused.opt.echo) == (aiocoap.UNAUTHORIZED, b"\x0e" * 8)
+        assert (await client.request(core).response).code == aiocoap.CONTENT
+        assert shell.layer.counts.path_proofs == {"reset": 1}

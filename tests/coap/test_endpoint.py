@@ -30,6 +30,7 @@ def test_an_idle_endpoint_that_once_was_busy_is_small() -> None:
                 ticket = gate.publisher.published.pop().ticket_number
                 gate.layer.acknowledged(ticket, 0, 100.0)
         gate.sent.clear()
+        gate.answers.clear()
         gate.run_timers(100.0 + 2 * 247.0)
         gc.collect()
         size = (tracemalloc.get_traced_memory()[0] - before) / count
@@ -50,6 +51,7 @@ def test_no_object_that_the_collector_visits_is_kept_for_a_request() -> None:
         )
         gate.layer.acknowledged(gate.publisher.published.pop().ticket_number, 0, 100.0)
         gate.sent.clear()
+        gate.answers.clear()
 
     forward(1)
     gc.collect()

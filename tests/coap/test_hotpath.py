@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coapgate.coap.messages import Counts
+from coapgate.coap.counts import Counts
 from coapgate.model import Code
 from tests.coap.gate import CON, CONTENT_FORMAT, NO_RESPONSE, NON, URI_PATH, Gate, message
 

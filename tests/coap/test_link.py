@@ -1,4 +1,4 @@
-"""Loss, duplication and reordering on a fake link: nothing is published twice."""
+"""Loss, duplication, reordering and moves on a fake link: nothing is published twice."""
 
 from __future__ import annotations
 
@@ -11,8 +11,20 @@ import pytest
 from aiocoap import Message
 
 from coapgate.coap.messages import Settings
+from coapgate.dtls.paths import AMPLIFICATION, UnprovenPath
 from coapgate.model import Code
-from tests.coap.gate import ACK, CON, NON, FakeAssociation, Gate, Publication, empty, message
+from tests.coap.gate import (
+    ACK,
+    CON,
+    NON,
+    OVERHEAD,
+    RST,
+    FakeAssociation,
+    Gate,
+    Publication,
+    empty,
+    message,
+)
 
 REQUESTS = 40
 ACK_TIMEOUT = 2.0
@@ -97,7 +109,7 @@ class Device:
     def receive(self, octets: bytes) -> None:
         answer = Message.decode(octets)
         if answer.mtype == CON:
-            self.send(empty(ACK, answer.mid))
+            self.send(empty(RST if answer.code == Code.EMPTY else ACK, answer.mid))
         if answer.mtype == ACK and answer.mid == self.message_id:
             self.waits_for_ack = False
         if answer.code == Code.CHANGED and answer.token == self.token:
@@ -141,3 +153,89 @@ def test_nothing_is_published_twice_and_what_is_answered_was_published(
     assert len(device.answered) == REQUESTS
     assert set(device.answered) <= set(payloads)
     assert gate.layer.counts.duplicates > 0
+
+
+class Roaming:
+    """Numbers a device's records, moves its association with them, and says where answers go.
+
+    `heard` are the unproven paths at which the device got something while it was there.
+    """
+
+    def __init__(self, world: World, gate: Gate) -> None:
+        self.world = world
+        self.gate = gate
+        self.endpoint = gate.open()
+        self.association = self.endpoint.association
+        self.device_at = 0
+        self.gateway_at = 0
+        self.sequence = 0
+        self.received: set[int] = set()
+        self.heard: list[UnprovenPath | None] = []
+        self.moves = 0
+        self.device = Device(world, self.from_device, CON)
+        gate.on_transmit = self.to_device
+
+    def roam(self) -> None:
+        """Another address for the device, every now and then, until it has all its answers."""
+        if len(self.device.answered) < REQUESTS:
+            self.device_at += 1
+            self.world.at(self.world.random.uniform(1.0, 20.0), self.roam)
+
+    def from_device(self, octets: bytes) -> None:
+        self.sequence += 1
+        sequence, address = self.sequence, self.device_at
+        self.world.carry(lambda octets: self.arrive(octets, sequence, address), octets)
+
+    def arrive(self, octets: bytes, sequence: int, address: int) -> None:
+        if sequence in self.received:
+            return
+        is_newest = sequence > max(self.received, default=0)
+        self.received.add(sequence)
+        size = len(octets) + OVERHEAD
+        if is_newest and address != self.gateway_at:
+            self.gateway_at = address
+            self.moves += 1
+            self.association.move(size)
+        elif is_newest and self.association.unproven is not None:
+            self.association.unproven.credit += AMPLIFICATION * size
+        before = self.association.unproven
+        self.gate.layer.receive(self.endpoint, octets, self.world.now)
+        if self.association.unproven is not before:
+            assert before in self.heard
+
+    def to_device(self, association: FakeAssociation, octets: bytes) -> None:
+        address, path = self.gateway_at, association.unproven
+
+        def deliver(octets: bytes) -> None:
+            if address == self.device_at:
+                self.heard.append(path)
+                self.device.receive(octets)
+
+        self.world.carry(deliver, octets)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_roaming_device_gets_its_answers_and_only_proves_paths_at_which_it_heard_us(
+    seed: int,
+) -> None:
+    world = World(seed)
+    gate = Gate(Settings(dedup_exchanges=8))
+    roaming = Roaming(world, gate)
+    published: list[Publication] = []
+
+    def publish(publication: Publication) -> None:
+        published.append(publication)
+        world.at(
+            world.random.choice([0.001, 0.01, 2.0, 6.0]),
+            lambda: gate.layer.acknowledged(publication.ticket_number, 0, world.now),
+        )
+
+    gate.publisher.on_publish = publish
+    roaming.device.ask()
+    roaming.roam()
+    world.run(gate)
+
+    assert len(roaming.device.answered) == REQUESTS
+    assert set(Counter(p.payload for p in published).values()) == {1}
+    assert roaming.moves > 20
+    assert sum(gate.layer.counts.path_proofs.values()) > 0

@@ -377,6 +377,17 @@ def test_when_all_exchanges_are_unfinished_a_con_gets_5_03_and_a_non_is_dropped(
     assert len(gate.publisher.published) == 3
 
 
+def test_a_request_that_would_be_refused_anyway_needs_room_as_well() -> None:
+    gate = Gate(Settings(dedup_exchanges=1))
+    endpoint = gate.open()
+    gate.layer.receive(endpoint, uplink(message_id=1), START)
+
+    gate.layer.receive(endpoint, message(CON, Code.POST, 2, "a", options=((9, b""),)), START)
+
+    assert gate.take_one().code == Code.SERVICE_UNAVAILABLE
+    assert gate.layer.counts.overloads == 1
+
+
 def test_a_separate_response_under_way_keeps_its_exchange() -> None:
     gate = Gate(Settings(dedup_exchanges=1))
     endpoint = gate.open()

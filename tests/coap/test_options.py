@@ -10,6 +10,7 @@ from coapgate.coap.options import (
     encode_options,
     encode_uint,
     parse_request,
+    split_options,
 )
 from coapgate.errors import MessageFormatError, RequestRefused
 from coapgate.model import Code
@@ -134,6 +135,21 @@ def test_a_second_occurrence_of_an_elective_option_is_ignored() -> None:
     assert request.no_response == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "echo"),
+    [
+        ([], b""),
+        ([(252, b"\x0e" * 8)], b"\x0e" * 8),
+        ([(252, b"x" * 40)], b"x" * 40),
+        ([(252, b"")], b""),  # 1 to 40 octets (RFC 9175 section 2.2.1)
+        ([(252, b"x" * 41)], b""),
+        ([(252, b"first"), (252, b"second")], b"first"),
+    ],
+)
+def test_an_echo_value_is_read(options: list[tuple[int, bytes]], echo: bytes) -> None:
+    assert parse(encode_options(options)).echo == echo
+
+
 def test_options_that_mean_nothing_to_an_uplink_are_ignored() -> None:
     ignored = [
         (3, b"gateway.example"),
@@ -198,3 +214,23 @@ def test_a_request_has_a_bounded_number_of_options() -> None:
 
 def test_numbers_are_encoded_without_leading_zeros() -> None:
     assert [encode_uint(value) for value in (0, 1, 255, 256)] == [b"", b"\1", b"\xff", b"\1\0"]
+
+
+@pytest.mark.parametrize("payload", [b"", b"p", b"\xff", b"\xff" * 300])
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        [(14, b"\xff")],
+        [(12, b""), (14, b"\x02"), (60, b"\xff\xff\xff")],
+        [(4, b"x" * 8), (252, b"\xff" * 40), (65000, b"y" * 300)],
+        [(11, b"z" * 12), (11, b"z" * 13), (11, b"z" * 268), (11, b"z" * 269)],
+    ],
+)
+def test_options_and_payload_are_told_apart(
+    options: list[tuple[int, bytes]], payload: bytes
+) -> None:
+    encoded = encode_options(options)
+    octets = b"head" + encoded + (b"\xff" + payload if payload else b"")
+
+    assert split_options(octets, 4) == (encoded, payload)

@@ -45,6 +45,6 @@ def test_what_is_over_is_neither_repeated_nor_given_up() -> None:
     assert transmissions.take(endpoint, 1) is not None
     assert transmissions.take(endpoint, 1) is None
 
-    assert transmissions.handle_timer(1000.0) == []
+    assert transmissions.handle_timer(1000.0) == ([], [])
     assert transmissions.repeats == 0
     assert transmissions.next_timer() is None

@@ -118,7 +118,7 @@ class OpenSslPair:
 
     def answer(self, plaintext: bytes) -> None:
         assert self.association is not None
-        self.server.send(self.association, plaintext, self.now)
+        self.server.traffic.send(self.association, plaintext, self.now)
         self._step()
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from coapgate.dtls import extensions, flight4, keys
 from coapgate.dtls import messages as m
 from coapgate.dtls.client import Client
+from coapgate.dtls.extensions import ExtensionType
 from coapgate.dtls.finished import Agreement, HandshakeKeys
 from coapgate.dtls.groups import GROUPS, encode_public
 from coapgate.dtls.keys import Transcript
@@ -46,6 +47,8 @@ class RawPeer:
     random: bytes = RANDOM
     now: float = 0.0
     extensions: Mapping[int, bytes] | None = None
+    connection_id: bytes | None = None
+    """What it offers; None: to do without."""
     message_seq: int = 0
     record_sequence: int = 0
     sealed_sequence: int = 0
@@ -70,7 +73,8 @@ class RawPeer:
         mine = [datagram for datagram, path in self.server.outgoing if path == self.path]
         others = [(d, path) for d, path in self.server.outgoing if path != self.path]
         self.server.outgoing[:] = others
-        records = [record for datagram in mine for record in split(datagram)]
+        length = len(self.connection_id or b"")
+        records = [record for datagram in mine for record in split(datagram, length)]
         self.replies += records
         return records
 
@@ -92,7 +96,9 @@ class RawPeer:
         offered = self.extensions
         if offered is None:
             groups = (23,) if suite.key_exchange is KeyExchange.ECDHE_ECDSA else ()
-            offered = extensions.encode_offer(groups, tuple(SCHEMES))
+            offered = extensions.encode_offer(
+                groups, tuple(SCHEMES), connection_id=self.connection_id
+            )
         fields: dict[str, Any] = {"cipher_suites": (self.suite,), "extensions": offered}
         return m.ClientHello(self.random, cookie=cookie, **(fields | changes))
 
@@ -146,15 +152,29 @@ class RawPeer:
         """Make keys; call it when ClientKeyExchange is the last message of the transcript."""
         hello = m.ServerHello.parse(self.flight[T.SERVER_HELLO])
         suite = SUITES[self.suite]
-        extended = extensions.ExtensionType.EXTENDED_MASTER_SECRET in hello.extensions
+        extended = ExtensionType.EXTENDED_MASTER_SECRET in hello.extensions
         session_hash = self.transcript.digest() if extended else None
         if suite.key_exchange is KeyExchange.PSK:
             premaster = keys.psk_premaster(secret)
         else:
             exchange = m.ServerKeyExchange.parse(self.flight[T.SERVER_KEY_EXCHANGE])
             premaster = GROUPS[exchange.group].exchange(self.ephemeral, exchange.point)
-        agreement = Agreement(suite, self.random, hello.random, session_hash)
+        agreement = Agreement(
+            suite,
+            self.random,
+            hello.random,
+            session_hash,
+            self.connection_id or b"",
+            self.server_connection_id,
+        )
         self.keys = agreement.derive(premaster, is_client=True)
+
+    @property
+    def server_connection_id(self) -> bytes:
+        """What the ServerHello said; empty if it said nothing."""
+        hello = m.ServerHello.parse(self.flight[T.SERVER_HELLO])
+        body = hello.extensions.get(extensions.ExtensionType.CONNECTION_ID)
+        return b"" if body is None else extensions.parse_connection_id(body)
 
     def finished(self) -> bytes:
         """The body of Finished."""
@@ -220,15 +240,31 @@ class RawServer:
 
     def hear(self) -> list[bytes]:
         """What the client sent since the last time."""
-        records = [record for datagram in self.client.outgoing for record in split(datagram)]
-        self.client.outgoing.clear()
-        messages = read_messages(records)
+        messages = read_messages(self.take())
         for message in messages:
             self.transcript.add(message)
             if message[0] == T.CLIENT_KEY_EXCHANGE:
                 self._session_hash = self.transcript.digest()
         self.heard += messages
         return messages
+
+    def take(self) -> list[Record]:
+        """The records that the client sent since the last time."""
+        _, server_cid = self.cids
+        datagrams = self.client.outgoing
+        records = [record for each in datagrams for record in split(each, len(server_cid))]
+        datagrams.clear()
+        return records
+
+    @property
+    def cids(self) -> tuple[bytes, bytes]:
+        """What records to the client carry, and those to us."""
+        answer = self.extensions.get(ExtensionType.CONNECTION_ID)
+        if answer is None or not self.heard:
+            return b"", b""
+        hello = m.ClientHello.parse(self.heard[0][m.HEADER_LENGTH :])
+        offer = hello.extensions[ExtensionType.CONNECTION_ID]
+        return extensions.parse_connection_id(offer), extensions.parse_connection_id(answer)
 
     def flight(self, **changes: Any) -> tuple[tuple[int, bytes], ...]:
         """What a good server answers to the hello; `changes` are of its ServerHello."""
@@ -282,9 +318,9 @@ class RawServer:
         else:
             premaster = GROUPS[23].exchange(self.ephemeral, m.parse_point(exchange))
         hello = m.ClientHello.parse(self.heard[0][m.HEADER_LENGTH :])
-        extended = extensions.ExtensionType.EXTENDED_MASTER_SECRET in self.extensions
+        extended = ExtensionType.EXTENDED_MASTER_SECRET in self.extensions
         session_hash = self._session_hash if extended else None
-        agreement = Agreement(self.suite, hello.random, self.random, session_hash)
+        agreement = Agreement(self.suite, hello.random, self.random, session_hash, *self.cids)
         self.keys = agreement.derive(premaster, is_client=False)
 
     def sealed_finished(self) -> bytes:

@@ -22,7 +22,14 @@ def path(host: str, port: int = 1) -> Path:
 
 def handshake(number: int, host: str = "192.0.2.1") -> ServerHandshake:
     return ServerHandshake(
-        number, path(host, number), HandshakeSettings(), bytes, lambda now: True, HELLO, 0.0
+        number,
+        path(host, number),
+        HandshakeSettings(),
+        bytes,
+        lambda now: True,
+        lambda: b"",
+        HELLO,
+        0.0,
     )
 
 

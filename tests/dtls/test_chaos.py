@@ -110,7 +110,7 @@ class Chaos:
                 server.refuse(event.handshake, reason, self.link.now)
         for association in list(server.associations):
             if self.chance.random() < 0.1:
-                server.send(association, bytes(self.chance.randrange(1300)), self.link.now)
+                server.traffic.send(association, bytes(self.chance.randrange(1300)), self.link.now)
 
     def _meddle(self) -> None:
         """Somebody repeats a datagram, as it was or not, on one path or another."""
@@ -151,5 +151,6 @@ def test_whatever_happens_nothing_raises_and_a_good_device_gets_in_afterwards(se
     server = link.server
     assert server.association_count == 0
     assert server.next_timer() is None
-    assert not server._by_path
-    assert not server._final_flights
+    assert not server.traffic.associations.by_path
+    assert not server.traffic.associations.by_cid
+    assert server.traffic.associations.final_flights_due_at is None

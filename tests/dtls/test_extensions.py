@@ -39,7 +39,7 @@ def test_a_client_with_a_psk_only_offers_no_groups() -> None:
 
 
 def test_unknown_extensions_are_ignored() -> None:
-    assert parse_offer({0: b"server name", 54: b"\0", 0xFFFF: b""}, ()) == Offer()
+    assert parse_offer({0: b"server name", 53: b"\0", 0xFFFF: b""}, ()) == Offer()
 
 
 # --- maximum fragment length
@@ -147,3 +147,23 @@ def test_an_offer_of_a_thousand_numbers_keeps_only_what_we_know() -> None:
 def test_an_extension_that_does_not_parse_is_malformed(kind: ExtensionType, body: str) -> None:
     with pytest.raises(MalformedMessage):
         parse_offer({kind: bytes.fromhex(body)}, ())
+
+
+# --- Connection ID (RFC 9146 section 3)
+
+
+@pytest.mark.parametrize("length", [0, 1, 255])
+def test_an_offered_connection_id_is_answered_by_ours(length: int) -> None:
+    body = bytes((length,)) + bytes(length)
+
+    offer = parse_offer({ExtensionType.CONNECTION_ID: body}, ())
+
+    assert offer.connection_id == bytes(length)
+    answer = encode_answer(offer, with_ecdhe=False, connection_id=b"ours")
+    assert answer == {ExtensionType.CONNECTION_ID: b"\4ours"}
+
+
+@pytest.mark.parametrize("body", [b"", b"\1", b"\0\0", b"\2\1"])
+def test_a_connection_id_that_is_cut_short_or_too_long_is_malformed(body: bytes) -> None:
+    with pytest.raises(MalformedMessage):
+        parse_offer({ExtensionType.CONNECTION_ID: body}, ())

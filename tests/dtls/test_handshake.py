@@ -139,7 +139,7 @@ def test_every_suite_completes_with_and_without_extended_master_secret(
     device = link.connect(make(cipher_suites=(suite,), extended_master_secret=extended))
 
     device.client.send(b"up")
-    link.server.send(link.association, b"down", link.now)
+    link.server.traffic.send(link.association, b"down", link.now)
     link.run(1.0)
 
     assert [plaintext for _, plaintext in link.delivered] == [b"up"]

@@ -32,7 +32,7 @@ def is_alive(link: Link, device: Joined) -> bool:
     link.run(0.5)
     if len(link.delivered) == already[0]:
         return False
-    link.server.send(link.delivered[-1][0], b"down", link.now)
+    link.server.traffic.send(link.delivered[-1][0], b"down", link.now)
     link.run(0.5)
     return len(device.plaintexts) > already[1]
 

@@ -689,9 +689,9 @@ def test_we_say_close_notify_once(site: Site) -> None:
     peer = site.peer()
     association = site.attach(peer)
 
-    site.server.close(association, "surplus")
-    site.server.close(association, "surplus")
-    site.server.send(association, b"too late", 0.0)
+    site.server.traffic.close(association, "surplus")
+    site.server.traffic.close(association, "surplus")
+    site.server.traffic.send(association, b"too late", 0.0)
 
     assert opened(peer, peer.take()) == [(ContentType.ALERT, b"\1\0")]
     assert site.closed == [(association, "surplus")]
@@ -701,7 +701,7 @@ def test_another_alert_than_close_notify_is_fatal(site: Site) -> None:
     peer = site.peer()
     association = site.attach(peer)
 
-    site.server.close(association, "refused", Alert.CERTIFICATE_REVOKED)
+    site.server.traffic.close(association, "refused", Alert.CERTIFICATE_REVOKED)
 
     assert opened(peer, peer.take()) == [(ContentType.ALERT, bytes((2, 44)))]
 
@@ -787,7 +787,7 @@ def test_the_last_flight_is_kept_until_the_first_application_data(site: Site) ->
 
     assert before is not None
     assert association.final_flight is None
-    assert not site.server._final_flights
+    assert site.server.traffic.associations.final_flights_due_at is None
     assert peer.finish() == []
 
 
@@ -800,7 +800,7 @@ def test_the_last_flight_is_kept_for_240_s(site: Site) -> None:
     assert site.server.next_timer() == FINAL_FLIGHT_LIFETIME
     site.server.handle_timer(FINAL_FLIGHT_LIFETIME)
 
-    assert not site.server._final_flights
+    assert site.server.traffic.associations.final_flights_due_at is None
     peer.now = FINAL_FLIGHT_LIFETIME
     assert peer.finish() == []
 
@@ -843,7 +843,7 @@ def test_no_sequence_number_is_used_twice_under_one_key(site: Site) -> None:
     association = site.attach(peer)
     for number in range(20):
         peer.now = float(number)
-        site.server.send(association, b"same", peer.now)
+        site.server.traffic.send(association, b"same", peer.now)
         if number % 3 == 0:
             peer.finish()
         if number == 10:
@@ -853,7 +853,7 @@ def test_no_sequence_number_is_used_twice_under_one_key(site: Site) -> None:
                     m.encode_message(T.CLIENT_HELLO, 0, peer.hello().encode()),
                 )
             )
-    site.server.close(association, "surplus")
+    site.server.traffic.close(association, "surplus")
     peer.take()
 
     sealed = [record for record in peer.replies if record.epoch == 1]
@@ -870,7 +870,7 @@ def test_a_received_explicit_nonce_is_read_and_never_computed(site: Site) -> Non
     protection = peer.keys.protection
     nonce, plaintext = b"8 random", b"OpenSSL's GCM begins anywhere"
     sequence = (1 << 48 | 9).to_bytes(8, "big")
-    aead = protection.suite.aead(protection._key_block[:16])
+    aead = protection.suite.aead(protection.key_block[:16])
     header = b"\x17\xfe\xfd"
     associated = sequence + header + len(plaintext).to_bytes(2, "big")
     sealed = aead.encrypt(protection._write_iv + nonce, plaintext, associated)
@@ -886,9 +886,9 @@ def test_an_association_closes_before_a_send_number_reaches_2_to_the_48(site: Si
     association = site.attach(peer)
     association.sequence = MAX_SEQUENCE - 2
 
-    site.server.send(association, b"one", 0.0)
+    site.server.traffic.send(association, b"one", 0.0)
     assert association.is_open
-    site.server.send(association, b"two", 0.0)
+    site.server.traffic.send(association, b"two", 0.0)
 
     sent = peer.take()
     assert [record.sequence for record in sent] == [
@@ -920,9 +920,9 @@ def test_a_plaintext_that_does_not_fit_is_not_sent(site: Site) -> None:
     peer = site.peer()
     association = site.attach(peer)
 
-    site.server.send(association, bytes(association.max_plaintext + 1), 0.0)
+    site.server.traffic.send(association, bytes(association.max_plaintext + 1), 0.0)
     assert (peer.take(), site.dropped(Drop.TOO_LONG)) == ([], 1)
-    site.server.send(association, bytes(association.max_plaintext), 0.0)
+    site.server.traffic.send(association, bytes(association.max_plaintext), 0.0)
 
     (record,) = peer.take()
     assert len(record.octets) == site.server.settings.handshake.max_datagram
@@ -937,7 +937,7 @@ def test_a_silent_association_lets_go_of_its_aead_objects_and_makes_new_ones(sit
     site.server.handle_timer(WARM_TIME)
     after_a_while = association.protection.is_warm
 
-    site.server.send(association, b"answer", WARM_TIME)
+    site.server.traffic.send(association, b"answer", WARM_TIME)
 
     assert (warm, after_a_while, association.protection.is_warm) == (True, False, True)
     assert opened(peer, peer.take())[-1] == (ContentType.APPLICATION_DATA, b"answer")
@@ -969,7 +969,7 @@ def test_an_idle_association_is_closed_and_told(site: Site) -> None:
 def test_what_we_send_does_not_keep_an_association_alive() -> None:
     site = Site(ServerSettings(idle_timeout=100.0))
     association = site.attach(site.peer())
-    site.server.send(association, b"anybody there?", 99.0)
+    site.server.traffic.send(association, b"anybody there?", 99.0)
 
     site.server.handle_timer(100.0)
 
@@ -1092,7 +1092,7 @@ def test_a_thousand_associations_opened_and_closed_leave_nothing_behind(site: Si
         peer = site.peer(port=number)
         association = site.attach(peer)
         peer.put(peer.sealed(ContentType.APPLICATION_DATA, b"hi"))
-        site.server.close(association, "surplus")
+        site.server.traffic.close(association, "surplus")
         site.delivered.clear()
         site.server.events.clear()
         site.server.outgoing.clear()
@@ -1118,7 +1118,7 @@ def test_a_link_with_two_devices_keeps_them_apart() -> None:
     say(first, b"first")
     say(second, b"second")
     for association, plaintext in link.delivered:
-        link.server.send(association, b"to " + plaintext, link.now)
+        link.server.traffic.send(association, b"to " + plaintext, link.now)
     link.run(0.1)
 
     assert (first.plaintexts, second.plaintexts) == ([b"to first"], [b"to second"])

@@ -70,8 +70,10 @@ async def test_a_key_without_an_encoding_is_refused_with_the_three_forms(install
     assert "00112233445566778899" not in output.splitlines()[0]
 
 
-async def test_sigterm_says_goodbye_and_ends_with_0(install: Install) -> None:
-    installation = install()
+async def test_sigterm_says_goodbye_where_nothing_outlives_it_and_ends_with_0(
+    install: Install,
+) -> None:
+    installation = install(dtls={"association_store": ""})
     key = installation.add_psk("sensor-1")
     async with (
         running_process(installation) as gateway,

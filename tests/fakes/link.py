@@ -154,6 +154,12 @@ class Link:
         joined = self._joined[path] = Joined(client, path)
         return joined
 
+    def move(self, joined: Joined, path: Path) -> None:
+        """Let a client speak from another address; what is under way to the old one is lost."""
+        del self._joined[joined.path]
+        joined.path = path
+        self._joined[path] = joined
+
     # --- what tests ask for
 
     def datagrams(self, direction: Direction) -> list[bytes]:

@@ -31,7 +31,7 @@ def test_a_good_wire_carries_a_handshake_and_data_both_ways() -> None:
 
     device.client.send(b"up")
     link.run(1.0)
-    link.server.send(link.association, b"down", link.now)
+    link.server.traffic.send(link.association, b"down", link.now)
     link.run(1.0)
 
     assert [plaintext for _, plaintext in link.delivered] == [b"up"]

@@ -18,6 +18,7 @@ from coapgate.dtls.client import (
 from coapgate.dtls.events import Candidate
 from coapgate.dtls.handshake import HandshakeSettings
 from coapgate.dtls.negotiation import ServerCertificate
+from coapgate.dtls.records import ContentType
 from coapgate.dtls.server import Server, ServerSettings
 from coapgate.dtls.signatures import PublicKey
 from coapgate.errors import Reason, Refused
@@ -65,6 +66,11 @@ def _public_key(leaf: bytes) -> PublicKey:
     raise Refused(Reason.MALFORMED)
 
 
+MAX_ASSOCIATIONS = 4
+MOVING = 0x40
+"""The choice of a device that offers a Connection ID."""
+
+
 class Serving:
     """A server and what it delivered; `random` is the same for every input."""
 
@@ -74,7 +80,10 @@ class Serving:
             ServerCertificate((_SERVER_LEAF,), _SERVER_KEY), _public_key, max_datagram=max_datagram
         )
         settings = ServerSettings(
-            handshake, max_handshakes=4, handshakes_per_address=2, max_associations=4
+            handshake,
+            max_handshakes=4,
+            handshakes_per_address=2,
+            max_associations=MAX_ASSOCIATIONS,
         )
         self.server = Server(settings, self._deliver, random.Random(1).randbytes)
 
@@ -90,8 +99,22 @@ def client(credential: Credential, choice: int) -> Client:
         max_fragment_length=FRAGMENT_LENGTHS[choice >> 1 & 3],
         cipher_suites=(suites[choice >> 3 & 3],),
         extended_master_secret=not choice & 0x20,
+        connection_id=b"\xbe\xef" if choice & MOVING else None,
     )
     return Client(credential, settings, random.Random(2).randbytes)
+
+
+def said(content_type: int, plaintext: bytes) -> bytes | None:
+    """What a record is heard to say if it is application data, padded or not; None if it is not.
+
+    With a Connection ID a content type of 0 is padding, behind whatever stands at its end.
+    """
+    if content_type == ContentType.APPLICATION_DATA:
+        return plaintext
+    inner = plaintext.rstrip(b"\0")
+    if content_type == 0 and inner[-1:] == bytes((ContentType.APPLICATION_DATA,)):
+        return inner[:-1]
+    return None
 
 
 def seal(device: Client, content_type: int, plaintext: bytes) -> bytes | None:

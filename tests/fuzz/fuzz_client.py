@@ -12,7 +12,16 @@ from coapgate.dtls import messages as m
 from coapgate.dtls.client import State
 from coapgate.dtls.events import ChainProven, KeyProven, KeysRequested
 from coapgate.dtls.records import ContentType, encode
-from tests.fuzz.ends import CREDENTIALS, IDENTITY, KEY, MAX_DATAGRAMS, PATH, Serving, client
+from tests.fuzz.ends import (
+    CREDENTIALS,
+    IDENTITY,
+    KEY,
+    MAX_DATAGRAMS,
+    PATH,
+    Serving,
+    client,
+    said,
+)
 from tests.fuzz.script import Script
 
 MAX_STEPS = 100
@@ -76,8 +85,9 @@ class Wire:
         content_type = CONTENT_TYPES[self._script.octet() % len(CONTENT_TYPES)]
         plaintext = self._script.octets()
         for association in list(self._server.associations):
-            if content_type == ContentType.APPLICATION_DATA:
-                self._sealed[plaintext] += 1
+            heard = said(content_type, plaintext)
+            if heard is not None:
+                self._sealed[heard] += 1
             self._tell(association.seal(content_type, plaintext))
 
     def _wait(self) -> None:

@@ -160,6 +160,7 @@ async def test_a_command_does_what_its_document_says(
         installation.registry.add_device(Device(DEFAULT_TENANT, DeviceId("sensor-1"), True, ()))
         if command == "coapgate run":
             config["COAPGATE_MQTT__CLIENT_ID"] = "another"
+            config["COAPGATE_NODE"] = "1"
             await serves(in_shell(f"exec {command}", folder, **config))
         else:
             await enter(command, folder, **config)

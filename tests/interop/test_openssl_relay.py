@@ -58,7 +58,7 @@ class Shell:
         self._socket.close()
 
     def _echo(self, association: Association, plaintext: bytes, now: float) -> None:
-        self.server.send(association, b"you said " + plaintext, now)
+        self.server.traffic.send(association, b"you said " + plaintext, now)
 
     def _receive(self) -> None:
         datagram, peer = self._socket.recvfrom(65535)

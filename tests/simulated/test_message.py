@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coapgate.coap.options import ECHO
 from coapgate.errors import MessageFormatError
 from coapgate.model import Code
 from coapgate.simulated.message import Kind, Message, Response, render_code, request_options
@@ -81,3 +82,10 @@ def test_a_response_knows_its_numbers() -> None:
 
     assert (response.content_format, response.max_age, response.size1) == (0, 60, 1024)
     assert Response(Code.CHANGED).max_age is None
+
+
+def test_a_response_knows_the_echo_value_that_it_asks_for() -> None:
+    twice = Response(Code.UNAUTHORIZED, ((ECHO, bytes(41)), (ECHO, b"1"), (ECHO, b"2")))
+
+    assert twice.echo == b"1"
+    assert Response(Code.UNAUTHORIZED, ((ECHO, b""),)).echo is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import secrets
@@ -109,7 +110,7 @@ async def _run(
             _show_way(console, address, broker)
             printing = tasks.create_task(_print(client, console, count, stop.set), name="bus")
             sending = [
-                tasks.create_task(_send(address, credential, measure), name="device")
+                tasks.create_task(_send(console, address, credential, measure), name="device")
                 for credential, measure in devices
             ]
             await stop.wait()
@@ -168,15 +169,18 @@ def _valve() -> Measurement:
 
 
 async def _send(
-    address: Address, credential: Credential, measure: Callable[[], Measurement]
+    console: Console, address: Address, credential: Credential, measure: Callable[[], Measurement]
 ) -> None:
-    """One device's life."""
+    """One device's life: it moves on after its first message, as one behind a NAT does."""
     async with Device(address.host, address.port, credential) as device:
-        while True:
+        for number in itertools.count(1):
             path, payload, content_format = measure()
             response = await device.request(Code.POST, path, payload, content_format=content_format)
             if response.code != Code.CHANGED:
                 raise Failed(f"a device of the demo was answered {response}")
+            if number == 1:
+                await device.move()
+                _show_move(console, device)
             await asyncio.sleep(INTERVAL)
 
 
@@ -210,6 +214,12 @@ def _show_way(console: Console, address: Address, broker: BrokerUrl) -> None:
     way.append(f"-> coaps://{address} ", "cyan")
     way.append("gateway ").append(f"-> {broker} ", "cyan").append("broker\n")
     console.print(way)
+
+
+def _show_move(console: Console, device: Device) -> None:
+    host, port = device.address or (HOST, 0)
+    line = f"  a device goes on from {host}:{port}, known by its Connection ID: no new handshake\n"
+    console.print(Text(line, "green"))
 
 
 def _show(console: Console, message: aiomqtt.Message) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from secrets import randbelow
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from coapgate.model import Identity
@@ -9,6 +10,7 @@ from coapgate.model import Identity
 if TYPE_CHECKING:
     from coapgate.coap.rates import Allowance
     from coapgate.coap.transmissions import Transmission
+    from coapgate.dtls.paths import UnprovenPath
     from coapgate.uplink import Source
 
 
@@ -18,6 +20,13 @@ class Association(Protocol):
     @property
     def max_plaintext(self) -> int:
         """Octets of the longest message that fits one datagram."""
+
+    @property
+    def unproven(self) -> UnprovenPath | None:
+        """The path that it has moved to, until that has proven itself; another for each move."""
+
+    def can_send(self, length: int) -> bool:
+        """Whether a message of `length` octets would leave now, as far as its path is proven."""
 
 
 A = TypeVar("A", bound=Association)
@@ -69,7 +78,15 @@ class Endpoint(Generic[A]):
         )
 
     def take_message_id(self) -> int:
-        """A message ID that none of our messages under way has (RFC 7252 section 4.4)."""
+        """A message ID that none of our messages under way has (RFC 7252 section 4.4).
+
+        They are counted, except on an unproven path: there, whoever answers must have seen it.
+        """
+        if self.association.unproven is not None:
+            message_id = randbelow(1 << 16)
+            while self.outgoing is not None and message_id in self.outgoing:
+                message_id = randbelow(1 << 16)
+            return message_id
         message_id = self.next_message_id
         while self.outgoing is not None and message_id in self.outgoing:
             message_id = message_id + 1 & 0xFFFF

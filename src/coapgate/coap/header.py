@@ -25,3 +25,8 @@ def empty_ack(message_id: int) -> bytes:
 def reset(message_id: int) -> bytes:
     """The answer to what cannot be processed (section 4.2)."""
     return HEADER.pack(VERSION | RST, 0, message_id)
+
+
+def ping(message_id: int) -> bytes:
+    """What nobody can process, so that a reset comes back (section 4.3)."""
+    return HEADER.pack(VERSION | CON, 0, message_id)

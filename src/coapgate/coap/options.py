@@ -24,6 +24,7 @@ BLOCK1 = 27
 PROXY_URI = 35
 PROXY_SCHEME = 39
 SIZE1 = 60
+ECHO = 252
 NO_RESPONSE = 258
 
 PAYLOAD_MARKER = 0xFF
@@ -49,7 +50,7 @@ _KNOWN: dict[int, tuple[int, int, bool]] = {
     PROXY_URI: (1, 1034, False),
     PROXY_SCHEME: (1, 255, False),
     SIZE1: (0, 4, False),
-    252: (1, 40, False),  # Echo (RFC 9175)
+    ECHO: (1, 40, False),  # RFC 9175
     NO_RESPONSE: (0, 1, False),
     292: (0, 8, True),  # Request-Tag (RFC 9175)
 }
@@ -62,7 +63,7 @@ _UNTIL_TOO_MANY = range(MAX_OPTIONS + 1)
 class Request(NamedTuple):
     """What a device asks; `method` is a code octet, numbers are absent as None.
 
-    `no_response` is the bitmap of RFC 7967, 0 when absent.
+    `no_response` is the bitmap of RFC 7967, 0 when absent; `echo` is empty when absent.
     """
 
     method: int
@@ -75,6 +76,7 @@ class Request(NamedTuple):
     accept: int | None
     no_response: int
     payload: bytes
+    echo: bytes = b""
 
 
 def parse_request(
@@ -91,6 +93,7 @@ def parse_request(
     accept: int | None = None
     no_response = 0
     payload = b""
+    echo = b""
     refusal: tuple[Code, str] | None = None
     number = 0
     end = len(octets)
@@ -140,6 +143,8 @@ def parse_request(
             # Block 0 only states a size the client prefers; every answer here is one datagram.
             if int.from_bytes(octets[start:position], "big") >> 4 and refusal is None:
                 refusal = Code.BAD_OPTION, "blockwise transfer is not supported"
+        elif number == ECHO:
+            echo = octets[start:position]
         elif number in _PROXY and refusal is None:
             refusal = Code.PROXYING_NOT_SUPPORTED, "not a proxy"
     else:
@@ -157,6 +162,7 @@ def parse_request(
         accept,
         no_response,
         payload,
+        echo,
     )
 
 
@@ -171,6 +177,20 @@ def _parse_extended(octets: bytes, position: int, nibble: int) -> tuple[int, int
     if after > len(octets):
         raise MessageFormatError("option cut short")
     return int.from_bytes(octets[position:after], "big") + base, after
+
+
+def split_options(octets: bytes, start: int) -> tuple[bytes, bytes]:
+    """Options, still encoded, and payload of a message of ours; options begin at `start`."""
+    position = start
+    while position < len(octets) and octets[position] != PAYLOAD_MARKER:
+        delta, length = octets[position] >> 4, octets[position] & 0x0F
+        position += 1
+        if delta > 12:
+            _, position = _parse_extended(octets, position, delta)
+        if length > 12:
+            length, position = _parse_extended(octets, position, length)
+        position += length
+    return octets[start:position], octets[position + 1 :]
 
 
 def encode_uint(value: int) -> bytes:

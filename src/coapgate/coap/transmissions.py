@@ -6,9 +6,12 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import Generic
+from typing import TYPE_CHECKING, Generic
 
 from coapgate.coap.endpoint import A, Endpoint
+
+if TYPE_CHECKING:
+    from coapgate.dtls.paths import UnprovenPath
 
 MAX_LATENCY = 100.0
 """Seconds a datagram may be under way (RFC 7252 section 4.8.2)."""
@@ -43,10 +46,22 @@ class Reliability:
 class Transmission(Generic[A]):
     """One message under way; without an endpoint once it is over.
 
-    `exchange` is what the message layer keeps of the request that it answers.
+    `exchange` is what the message layer keeps of the request that it answers, None for a ping,
+    which answers none. `proves` is the unproven path that it was first sent to, and so is sent to
+    alone for as long as the association has not moved on; None: it was proven, or nothing has left.
     """
 
-    __slots__ = ("endpoint", "exchange", "message_id", "octets", "repeats", "request_id", "timeout")
+    __slots__ = (
+        "endpoint",
+        "exchange",
+        "has_left",
+        "message_id",
+        "octets",
+        "proves",
+        "repeats",
+        "request_id",
+        "timeout",
+    )
 
     def __init__(
         self,
@@ -54,7 +69,7 @@ class Transmission(Generic[A]):
         message_id: int,
         octets: bytes,
         request_id: int,
-        exchange: bytes,
+        exchange: bytes | None,
         timeout: float,
     ) -> None:
         self.endpoint: Endpoint[A] | None = endpoint
@@ -64,6 +79,8 @@ class Transmission(Generic[A]):
         self.exchange = exchange
         self.timeout = timeout
         self.repeats = 0
+        self.has_left = False
+        self.proves: UnprovenPath | None = None
 
 
 class Transmissions(Generic[A]):
@@ -88,7 +105,12 @@ class Transmissions(Generic[A]):
         return len(self._due) - self._over
 
     def send(
-        self, endpoint: Endpoint[A], octets: bytes, request_id: int, exchange: bytes, now: float
+        self,
+        endpoint: Endpoint[A],
+        octets: bytes,
+        request_id: int,
+        exchange: bytes | None,
+        now: float,
     ) -> None:
         """Send a confirmable message; its message ID was taken from the endpoint."""
         timeout = self._reliability.ack_timeout * self._random.uniform(
@@ -100,7 +122,7 @@ class Transmissions(Generic[A]):
             endpoint.outgoing = {}
         endpoint.outgoing[message_id] = transmission
         self._push(transmission, now + timeout)
-        self._transmit(endpoint.association, octets, now)
+        self._carry(transmission, endpoint.association, now)
 
     def take(self, endpoint: Endpoint[A], message_id: int) -> Transmission[A] | None:
         """End the message that an ACK or RST names; None if there is no such message."""
@@ -123,24 +145,47 @@ class Transmissions(Generic[A]):
         """When `handle_timer` has something to do at the earliest."""
         return self._due[0][0] if self._due else None
 
-    def handle_timer(self, now: float) -> list[tuple[Endpoint[A], Transmission[A]]]:
-        """Repeat what is due; returns what was repeated often enough and is given up."""
+    def handle_timer(
+        self, now: float
+    ) -> tuple[list[tuple[Endpoint[A], Transmission[A]]], list[Endpoint[A]]]:
+        """Repeat what is due.
+
+        Returns the responses that were repeated often enough and are given up, and the endpoints
+        to which something could not leave, for want of a proven path. It is repeated as if it had.
+        """
         given_up: list[tuple[Endpoint[A], Transmission[A]]] = []
+        withheld: list[Endpoint[A]] = []
         while self._due and self._due[0][0] <= now:
             transmission = heapq.heappop(self._due)[2]
             endpoint = transmission.endpoint
+            is_ping = transmission.exchange is None
             if endpoint is None:
                 self._over -= 1
+            elif is_ping and transmission.proves is not endpoint.association.unproven:
+                self._end(transmission, endpoint)  # nothing depends on its answer any more
             elif transmission.repeats == self._reliability.max_retransmit:
                 self._end(transmission, endpoint)
-                given_up.append((endpoint, transmission))
+                if not is_ping:
+                    given_up.append((endpoint, transmission))
             else:
                 transmission.repeats += 1
                 transmission.timeout *= 2
-                self.repeats += 1
                 self._push(transmission, now + transmission.timeout)
-                self._transmit(endpoint.association, transmission.octets, now)
-        return given_up
+                if not self._carry(transmission, endpoint.association, now):
+                    withheld.append(endpoint)
+                elif not is_ping:
+                    self.repeats += 1
+        return given_up, withheld
+
+    def _carry(self, transmission: Transmission[A], association: A, now: float) -> bool:
+        """Send it once more, or for the first time; False: it is withheld below."""
+        path = association.unproven
+        leaves = path is None or association.can_send(len(transmission.octets))
+        if leaves and not transmission.has_left:
+            transmission.has_left = True
+            transmission.proves = path
+        self._transmit(association, transmission.octets, now)
+        return leaves
 
     def _push(self, transmission: Transmission[A], due: float) -> None:
         self._order += 1

@@ -21,6 +21,7 @@ from coapgate.config.values import (
     parse_file,
     parse_registry_url,
     parse_root,
+    parse_store,
 )
 
 File = Annotated[Path, BeforeValidator(parse_file)]
@@ -65,6 +66,10 @@ class DtlsSettings(_Section):
     """ECDHE handshakes one address may begin at once after a pause"""
     max_associations: int = Field(default=200_000, ge=1, le=10_000_000)
     """associations at once; then the longest idle one ends"""
+    association_store: Annotated[str, BeforeValidator(parse_store)] = (
+        "associations-{node}-{worker}.store"
+    )
+    """file in which associations outlive a restart, beside the registry; "" for none"""
     max_handshake_message: int = Field(default=8192, ge=1024, le=16384)
     """octets of one handshake message, such as a certificate chain"""
     receive_buffer: int = Field(default=4_194_304, ge=65536, le=1_073_741_824)

@@ -159,6 +159,21 @@ def parse_client_id(value: object) -> str:
     return value
 
 
+def parse_store(value: object) -> str:
+    """The name of a file in which `{node}` and `{worker}` stand for the numbers of this process."""
+    hint = 'for example associations-{node}-{worker}.store, or "" for none'
+    if not isinstance(value, str) or "\x00" in value:
+        _refuse(f"must be the name of a file, not {value!r}", hint)
+    try:
+        fields = {name for _, name, _, _ in string.Formatter().parse(value) if name is not None}
+        value.format(node=0, worker=0)
+    except (ValueError, KeyError, IndexError, AttributeError):
+        _refuse(f"may hold {{node}} and {{worker}} only, not {value!r}", hint)
+    if value and "worker" not in fields:
+        _refuse(f"must hold {{worker}}, not only {value!r}: every process has its own", hint)
+    return value
+
+
 def parse_file(value: object) -> Path:
     """The name of a file."""
     if isinstance(value, Path):

@@ -28,7 +28,10 @@ def address_of(path: Path) -> str:
 
 
 class PendingHandshakes:
-    """Handshakes by path and by number, oldest first, at most `limit` and `limit_per_address`."""
+    """Handshakes by path, by number and by Connection ID, oldest first.
+
+    At most `limit`, and `limit_per_address` from one address.
+    """
 
     def __init__(self, limit: int, limit_per_address: int) -> None:
         self._limit = limit
@@ -36,6 +39,7 @@ class PendingHandshakes:
         self._by_path: dict[Path, ServerHandshake] = {}
         self._by_number: dict[int, ServerHandshake] = {}
         self._by_address: dict[str, dict[Path, ServerHandshake]] = {}
+        self._by_cid: dict[bytes, ServerHandshake] = {}
 
     def __len__(self) -> int:
         return len(self._by_path)
@@ -49,6 +53,14 @@ class PendingHandshakes:
     def numbered(self, number: int) -> ServerHandshake | None:
         return self._by_number.get(number)
 
+    def named(self, connection_id: bytes) -> ServerHandshake | None:
+        """The handshake whose ServerHello said this Connection ID."""
+        return self._by_cid.get(connection_id)
+
+    def name(self, handshake: ServerHandshake) -> None:
+        """Its ServerHello says a Connection ID, by which its Finished will come."""
+        self._by_cid[handshake.connection_id] = handshake
+
     def add(self, handshake: ServerHandshake) -> None:
         """Let others yield first: `must_yield`."""
         self._by_path[handshake.path] = handshake
@@ -58,6 +70,7 @@ class PendingHandshakes:
     def remove(self, handshake: ServerHandshake) -> None:
         del self._by_path[handshake.path]
         del self._by_number[handshake.number]
+        self._by_cid.pop(handshake.connection_id, None)
         address = address_of(handshake.path)
         siblings = self._by_address[address]
         del siblings[handshake.path]

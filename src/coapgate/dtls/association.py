@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from coapgate.dtls.flights import Repeats
+from coapgate.dtls.paths import UnprovenPath
 from coapgate.dtls.protection import Protection
 from coapgate.dtls.records import ContentType, encode
 from coapgate.dtls.replay import ReplayWindow
@@ -22,12 +23,19 @@ class FinalFlight:
         self.clear_sequence = clear_sequence
         self.repeats = Repeats()
 
+    def encode_change(self) -> bytes:
+        """ChangeCipherSpec, every time under a new number."""
+        self.clear_sequence += 1
+        return encode(ContentType.CHANGE_CIPHER_SPEC, self.clear_sequence - 1, b"\1")
+
 
 class Association:
     """Mutable state of one association, from its Finished to its close; never reused.
 
     `id` is 8 random octets. `endpoint` belongs to the layer above. `max_plaintext` is the longest
-    plaintext in octets that fits one record of one datagram.
+    plaintext in octets that fits one record of one datagram. `path` changes when the peer comes
+    from another one; `unproven` is there until that has proven itself. `slot` is where the store
+    keeps it, -1: nowhere.
     """
 
     __slots__ = (
@@ -43,6 +51,8 @@ class Association:
         "path",
         "protection",
         "sequence",
+        "slot",
+        "unproven",
         "window",
     )
 
@@ -67,18 +77,22 @@ class Association:
         self.endpoint: object = None
         self.no_renegotiation_sent = False
         self.is_open = True
+        self.unproven: UnprovenPath | None = None
+        self.slot = -1
 
     def __repr__(self) -> str:
         return f"<Association {self.id.hex()} {self.identity.tenant}/{self.identity.device}>"
+
+    def can_send(self, length: int) -> bool:
+        """Whether a plaintext of `length` octets may leave now, for all that its path has proven.
+
+        Whatever may not is dropped, as if it were lost on the way.
+        """
+        unproven = self.unproven
+        return unproven is None or length + self.protection.overhead <= unproven.credit
 
     def seal(self, content_type: int, plaintext: bytes) -> bytes:
         """The next record to the peer; `sequence` must not pass MAX_SEQUENCE."""
         sequence = self.sequence
         self.sequence = sequence + 1
         return self.protection.seal(content_type, sequence, plaintext)
-
-    def seal_final_flight(self, flight: FinalFlight) -> bytes:
-        """The last flight as a datagram, every time under new numbers."""
-        change = encode(ContentType.CHANGE_CIPHER_SPEC, flight.clear_sequence, b"\1")
-        flight.clear_sequence += 1
-        return change + self.seal(ContentType.HANDSHAKE, flight.message)

@@ -1,4 +1,4 @@
-"""One device's end of an association, for `simulated`: one path, no server to protect."""
+"""One device's end of an association, for `simulated`: no paths, no server to protect."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from coapgate.dtls.client_handshake import (
     Credential,
     PskKey,
     State,
+    is_as_agreed,
     known_alert,
 )
 from coapgate.dtls.protection import Protection
@@ -63,15 +64,33 @@ class Client:
         self._handshake = ClientHandshake(self._credential, self._settings, self._random, now)
         self._follow(self._handshake)
 
-    def send(self, plaintext: bytes) -> None:
-        """Queue one record of application data; the association must be established."""
-        self._send_sealed(ContentType.APPLICATION_DATA, plaintext)
+    def send(self, plaintext: bytes, *, padding: int = 0) -> None:
+        """Queue one record of application data; the association must be established.
+
+        With a Connection ID `padding` octets behind it hide its length (RFC 9146 section 4).
+        """
+        content_type = ContentType.APPLICATION_DATA
+        if padding and self.sent_cid:
+            # Zeros follow the content type: the last of them stands in its usual place.
+            self._send_sealed(0, plaintext + bytes((content_type,)) + bytes(padding - 1))
+        else:
+            self._send_sealed(content_type, plaintext)
 
     def close(self) -> None:
         """Say close_notify, if there is an association, and be done."""
         if self.state is State.ESTABLISHED:
             self._send_sealed(ContentType.ALERT, bytes((_WARNING, Alert.CLOSE_NOTIFY)))
         self._forget(self.failure)
+
+    def cool(self) -> None:
+        """Hold as little memory as can be until the next record."""
+        if self._protection is not None:
+            self._protection.cool()
+
+    @property
+    def sent_cid(self) -> bytes:
+        """The Connection ID that our records carry: the server's choice; empty: none."""
+        return b"" if self._protection is None else self._protection.sent_cid
 
     @property
     def max_plaintext(self) -> int:
@@ -94,7 +113,7 @@ class Client:
         """Take one datagram; returns the plaintexts of application data in it."""
         plaintexts: list[bytes] = []
         try:
-            for record in split(datagram):
+            for record in split(datagram, len(self._settings.connection_id or b"")):
                 if self._handshake is not None:
                     plaintexts += self._advance(self._handshake, record, now)
                 elif record.epoch == 1:
@@ -128,16 +147,24 @@ class Client:
             self.handshakes += 1
 
     def _open(self, record: Record) -> list[bytes]:
-        if self._protection is None or not self._window.is_fresh(record.sequence):
+        protection = self._protection
+        if (
+            protection is None
+            or not is_as_agreed(record, protection)
+            or not self._window.is_fresh(record.sequence)
+        ):
             return []
         try:
-            plaintext = self._protection.open(record.octets)
+            if protection.received_cid:
+                content_type, plaintext = protection.open_cid(record.octets)
+            else:
+                content_type, plaintext = record.content_type, protection.open(record.octets)
         except ForgedRecord:
             return []
         self._window.mark(record.sequence)
-        if record.content_type == ContentType.APPLICATION_DATA:
+        if content_type == ContentType.APPLICATION_DATA:
             return [plaintext]
-        if record.content_type == ContentType.ALERT and len(plaintext) == 2:
+        if content_type == ContentType.ALERT and len(plaintext) == 2:
             self._receive_alert(*plaintext)
         return []
 

@@ -42,6 +42,9 @@ from coapgate.errors import Alert, MalformedMessage, Refused
 
 MAX_HELD_RECORDS = 4
 """Records of epoch 1 that are kept until our own Finished is sent and the server's verified."""
+_FREELY_ANSWERED = frozenset((ExtensionType.EC_POINT_FORMATS, ExtensionType.CONNECTION_ID))
+"""Extensions that a server answers with something of its own; it echoes all the others."""
+_MAY_BE_FINISHED = frozenset((ContentType.HANDSHAKE, ContentType.TLS12_CID))
 _MAX_MESSAGE = 8192
 _FATAL = 2
 
@@ -71,7 +74,12 @@ Credential = PskKey | ClientCertificate
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """Times in seconds, lengths in octets; `cipher_suites` None offers all that fit."""
+    """Times in seconds, lengths in octets; `cipher_suites` None offers all that fit.
+
+    `connection_id` is what the server is to put into records for us, 0 to 255 octets (RFC 9146
+    section 3). With an empty one its records are as ever, and ours carry what it asks for; None
+    offers no Connection ID at all.
+    """
 
     max_datagram: int = 1232
     retransmission_time: float = 1.0
@@ -80,6 +88,7 @@ class ClientSettings:
     cipher_suites: tuple[int, ...] | None = None
     groups: tuple[int, ...] = tuple(GROUPS)
     extended_master_secret: bool = True
+    connection_id: bytes | None = None
 
 
 class State(enum.Enum):
@@ -172,9 +181,13 @@ class ClientHandshake:
 
     def receive_protected(self, record: Record) -> None:
         """Take a record of epoch 1: Finished, or what comes before it by accident."""
-        if self.state is State.AWAIT_FINISHED and record.content_type == ContentType.HANDSHAKE:
-            self._try_finished(record)
-        elif len(self.held) < MAX_HELD_RECORDS:
+        if self.state is State.AWAIT_FINISHED:
+            if not is_as_agreed(record, self.protection):
+                return
+            # With a Connection ID nothing tells Finished from the rest without opening it.
+            if record.content_type in _MAY_BE_FINISHED and self._try_finished(record):
+                return
+        if len(self.held) < MAX_HELD_RECORDS:
             self.held.append(record)
 
     def _take_messages(self, now: float) -> None:
@@ -210,7 +223,10 @@ class ClientHandshake:
             suite.code for suite in SUITES.values() if suite.key_exchange is kind
         )
         self._offer = extensions.encode_offer(
-            () if is_psk else settings.groups, tuple(SCHEMES), settings.max_fragment_length
+            () if is_psk else settings.groups,
+            tuple(SCHEMES),
+            settings.max_fragment_length,
+            connection_id=settings.connection_id,
         )
         if not settings.extended_master_secret:
             del self._offer[ExtensionType.EXTENDED_MASTER_SECRET]
@@ -228,6 +244,7 @@ class ClientHandshake:
     def _on_server_hello(self, body: bytes, now: float) -> State:
         hello = m.ServerHello.parse(body)
         self._check(hello)
+        self._cids = self._agreed_cids(hello)
         self._suite = SUITES[hello.cipher_suite]
         self._server_random = hello.random
         self._extended = ExtensionType.EXTENDED_MASTER_SECRET in hello.extensions
@@ -249,8 +266,16 @@ class ClientHandshake:
         ):
             raise MalformedMessage("server chose what was not offered")
         for kind, answer in hello.extensions.items():
-            if kind != ExtensionType.EC_POINT_FORMATS and answer != self._offer[kind]:
+            if kind not in _FREELY_ANSWERED and answer != self._offer[kind]:
                 raise MalformedMessage(f"server answered extension {kind} with something else")
+
+    def _agreed_cids(self, hello: m.ServerHello) -> tuple[bytes, bytes]:
+        """What records to us will carry, and ours; nothing if the server does not answer."""
+        answer = hello.extensions.get(ExtensionType.CONNECTION_ID)
+        if answer is None:
+            return b"", b""
+        assert self._settings.connection_id is not None
+        return self._settings.connection_id, extensions.parse_connection_id(answer)
 
     def _on_certificate(self, body: bytes, now: float) -> State:
         assert isinstance(self._credential, ClientCertificate)
@@ -314,7 +339,9 @@ class ClientHandshake:
             verify = m.CertificateVerify(scheme.code, scheme.sign(credential.key, octets))
             flight.append(self._encode(T.CERTIFICATE_VERIFY, verify.encode()))
         self._transcript.forget_octets()
-        agreement = Agreement(self._suite, self._client_random, self._server_random, session_hash)
+        agreement = Agreement(
+            self._suite, self._client_random, self._server_random, session_hash, *self._cids
+        )
         self._keys = agreement.derive(premaster, is_client=True)
         finished = self._keys.verify_data(self._transcript, of_client=True)
         self._finished = self._encode(T.FINISHED, finished)
@@ -331,14 +358,17 @@ class ClientHandshake:
             raise MalformedMessage("server takes no signature of this key")
         return scheme
 
-    def _try_finished(self, record: Record) -> None:
+    def _try_finished(self, record: Record) -> bool:
+        """Whether that was the server's Finished."""
         finished = self._keys.open_finished(
             record.octets, self._reassembly.expected, self._transcript, of_client=False
         )
-        if finished is not None:
-            self.finished_sequence = record.sequence
-            self.failure = ""
-            self.state = State.ESTABLISHED
+        if finished is None:
+            return False
+        self.finished_sequence = record.sequence
+        self.failure = ""
+        self.state = State.ESTABLISHED
+        return True
 
     # --- sending
 
@@ -385,6 +415,11 @@ class ClientHandshake:
     def _encode_clear(self, content_type: int, fragment: bytes) -> bytes:
         self._clear_sequence += 1
         return encode(content_type, self._clear_sequence - 1, fragment)
+
+
+def is_as_agreed(record: Record, protection: Protection) -> bool:
+    """Whether a record of epoch 1 has the one form that was negotiated (RFC 9146 section 3)."""
+    return (record.content_type == ContentType.TLS12_CID) == bool(protection.received_cid)
 
 
 def known_alert(description: int) -> Alert | None:

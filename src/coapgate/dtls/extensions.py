@@ -1,4 +1,7 @@
-"""Hello extensions that we know; everything else is ignored (RFC 5246, 5746, 6066, 7627, 8422)."""
+"""Hello extensions that we know; everything else is ignored.
+
+RFC 5246, 5746, 6066, 7627, 8422 and 9146.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,8 @@ class Offer:
     signature_algorithms: tuple[int, ...] | None = None
     extended_master_secret: bool = False
     secure_renegotiation: bool = False
+    connection_id: bytes | None = None
+    """What our records are to carry; empty: nothing, while the client's carry ours."""
 
 
 def parse_offer(extensions: Mapping[int, bytes], cipher_suites: tuple[int, ...]) -> Offer:
@@ -60,6 +65,9 @@ def parse_offer(extensions: Mapping[int, bytes], cipher_suites: tuple[int, ...])
         max_fragment_length = FRAGMENT_LENGTHS[code]
     if (body := extensions.get(kinds.EXTENDED_MASTER_SECRET)) is not None:
         Reader(body).finish()
+    connection_id = None
+    if (body := extensions.get(kinds.CONNECTION_ID)) is not None:
+        connection_id = parse_connection_id(body)
     if extensions.get(kinds.RENEGOTIATION_INFO, b"\0") != b"\0":
         # A first handshake has nothing to renegotiate (RFC 5746 section 3.6).
         raise Refused(Reason.ILLEGAL_PARAMETER, "renegotiation_info in a first handshake")
@@ -70,7 +78,19 @@ def parse_offer(extensions: Mapping[int, bytes], cipher_suites: tuple[int, ...])
         _known(extensions.get(kinds.SIGNATURE_ALGORITHMS), 2, 2, SCHEMES),
         kinds.EXTENDED_MASTER_SECRET in extensions,
         kinds.RENEGOTIATION_INFO in extensions or RENEGOTIATION_SCSV in cipher_suites,
+        connection_id,
     )
+
+
+def parse_connection_id(body: bytes) -> bytes:
+    """The Connection ID that the peer wants to see, 0 to 255 octets (RFC 9146 section 3).
+
+    Raises MalformedMessage.
+    """
+    reader = Reader(body)
+    connection_id = reader.vector(1)
+    reader.finish()
+    return connection_id
 
 
 def _single(body: bytes) -> int:
@@ -96,6 +116,7 @@ def encode_offer(
     groups: tuple[int, ...],
     signature_algorithms: tuple[int, ...],
     max_fragment_length: int | None = None,
+    connection_id: bytes | None = None,
 ) -> dict[int, bytes]:
     """The extensions of our own ClientHello; without groups, those of a client with a PSK only."""
     kinds = ExtensionType
@@ -109,11 +130,18 @@ def encode_offer(
         extensions[kinds.SIGNATURE_ALGORITHMS] = integers(2, 2, signature_algorithms)
     if max_fragment_length is not None:
         extensions[kinds.MAX_FRAGMENT_LENGTH] = _FRAGMENT_LENGTH_CODES[max_fragment_length]
+    if connection_id is not None:
+        extensions[kinds.CONNECTION_ID] = vector(1, connection_id)
     return extensions
 
 
-def encode_answer(offer: Offer, *, with_ecdhe: bool) -> dict[int, bytes]:
-    """The extensions of our ServerHello: only what the client asked for."""
+def encode_answer(
+    offer: Offer, *, with_ecdhe: bool, connection_id: bytes = b""
+) -> dict[int, bytes]:
+    """The extensions of our ServerHello: only what the client asked for.
+
+    `connection_id` is what its records are to carry, if it offered to.
+    """
     kinds = ExtensionType
     extensions: dict[int, bytes] = {}
     if offer.secure_renegotiation:
@@ -124,4 +152,6 @@ def encode_answer(offer: Offer, *, with_ecdhe: bool) -> dict[int, bytes]:
         extensions[kinds.EC_POINT_FORMATS] = vector(1, bytes((UNCOMPRESSED,)))
     if offer.extended_master_secret:
         extensions[kinds.EXTENDED_MASTER_SECRET] = b""
+    if offer.connection_id is not None:
+        extensions[kinds.CONNECTION_ID] = vector(1, connection_id)
     return extensions

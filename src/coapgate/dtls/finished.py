@@ -9,24 +9,29 @@ from coapgate.dtls import keys
 from coapgate.dtls.keys import Transcript
 from coapgate.dtls.messages import HandshakeType, encode_message
 from coapgate.dtls.protection import Protection
+from coapgate.dtls.records import ContentType
 from coapgate.dtls.suites import Suite
 from coapgate.errors import ForgedRecord
 
-MAX_FINISHED_RECORD = 128
-"""Octets; a longer record of epoch 1 holds no Finished: opening it would be work for nothing."""
+MAX_FINISHED_RECORD = 256
+"""Octets besides the Connection ID; a longer record of epoch 1 holds no Finished, padded or not:
+opening it would be work for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
     """What both ends know when the premaster secret comes, all of it public.
 
-    `session_hash` is None without extended master secret (RFC 7627 section 4).
+    `session_hash` is None without extended master secret (RFC 7627 section 4). `client_cid` is
+    what records to the client carry, `server_cid` those to the server.
     """
 
     suite: Suite
     client_random: bytes
     server_random: bytes
     session_hash: bytes | None
+    client_cid: bytes = b""
+    server_cid: bytes = b""
 
     def derive(self, premaster: bytes, *, is_client: bool) -> HandshakeKeys:
         """Master secret, then the keys of epoch 1."""
@@ -36,7 +41,12 @@ class Agreement:
         else:
             master = keys.extended_master_secret(suite, premaster, self.session_hash)
         block = keys.key_block(suite, master, *randoms)
-        return HandshakeKeys(suite, master, Protection(suite, block, is_client=is_client))
+        cids = (self.client_cid, self.server_cid)
+        received_cid, sent_cid = cids if is_client else reversed(cids)
+        protection = Protection(
+            suite, block, is_client=is_client, received_cid=received_cid, sent_cid=sent_cid
+        )
+        return HandshakeKeys(suite, master, protection)
 
 
 class HandshakeKeys:
@@ -62,10 +72,10 @@ class HandshakeKeys:
 
         It must be whole, alone in its record, and the message after `transcript`.
         """
-        if len(record) > MAX_FINISHED_RECORD:
+        if len(record) > MAX_FINISHED_RECORD + len(self.protection.received_cid):
             return None
         try:
-            message = self.protection.open(record)
+            message = self._open(record)
         except ForgedRecord:
             # One of several candidates, or a forgery: its AEAD object would only be in the way.
             self.protection.cool()
@@ -74,3 +84,15 @@ class HandshakeKeys:
             HandshakeType.FINISHED, message_seq, self.verify_data(transcript, of_client=of_client)
         )
         return message if hmac.compare_digest(message, expected) else None
+
+    def _open(self, record: bytes) -> bytes:
+        """A handshake message in the only form of record that was agreed on (RFC 9146 section 3).
+
+        Raises ForgedRecord.
+        """
+        if not self.protection.received_cid:
+            return self.protection.open(record)
+        content_type, message = self.protection.open_cid(record)
+        if content_type != ContentType.HANDSHAKE:
+            raise ForgedRecord("not a handshake message")
+        return message

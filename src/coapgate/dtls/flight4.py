@@ -32,13 +32,17 @@ def compose(
     certificate: ServerCertificate | None,
     client_random: bytes,
     server_random: bytes,
+    connection_id: bytes = b"",
 ) -> Flight4:
-    """ServerHello to ServerHelloDone; plain PSK sends no ServerKeyExchange (RFC 4279 section 2)."""
+    """ServerHello to ServerHelloDone; plain PSK sends no ServerKeyExchange (RFC 4279 section 2).
+
+    `connection_id` is ours, for a client that offered to use one.
+    """
     with_ecdhe = chosen.suite.key_exchange is KeyExchange.ECDHE_ECDSA
     hello = m.ServerHello(
         server_random,
         chosen.suite.code,
-        extensions=encode_answer(chosen.offer, with_ecdhe=with_ecdhe),
+        extensions=encode_answer(chosen.offer, with_ecdhe=with_ecdhe, connection_id=connection_id),
     )
     done = (T.SERVER_HELLO_DONE, b"")
     if not with_ecdhe:

@@ -108,7 +108,9 @@ class ServerHandshake:
     `receive_fragments` and `receive_protected` take what came and return an event or None;
     datagrams to send pile up in `outgoing`; call `handle_timer` at `due_at`, and give it up at
     `deadline`. `admit_ecdhe` says whether this peer's address may cost us an ECDHE key exchange
-    now; when it may not, `is_dropped` and the client repeats its hello.
+    now; when it may not, `is_dropped` and the client repeats its hello. `draw_connection_id` makes
+    one that nobody has; `connection_id` is it from ServerHello on, if the client offered to use
+    one, else empty.
     """
 
     __slots__ = (
@@ -119,6 +121,7 @@ class ServerHandshake:
         "_clear_sequence",
         "_decide_by",
         "_detail",
+        "_draw_connection_id",
         "_ephemeral",
         "_flight",
         "_key_refusal",
@@ -136,6 +139,7 @@ class ServerHandshake:
         "_settings",
         "_transcript",
         "_trials",
+        "connection_id",
         "deadline",
         "fact",
         "hello",
@@ -154,6 +158,7 @@ class ServerHandshake:
         settings: HandshakeSettings,
         random: Callable[[int], bytes],
         admit_ecdhe: Callable[[float], bool],
+        draw_connection_id: Callable[[], bytes],
         hello: AcceptedHello,
         now: float,
     ) -> None:
@@ -170,6 +175,8 @@ class ServerHandshake:
         self._settings = settings
         self._random = random
         self._admit_ecdhe = admit_ecdhe
+        self._draw_connection_id = draw_connection_id
+        self.connection_id = b""
         self._reassembly = Reassembly(hello.message_seq, settings.max_handshake_message)
         # ServerHello takes the numbers of the accepted hello, and both count on from there: a
         # second HelloVerifyRequest to this client then does no harm.
@@ -326,8 +333,14 @@ class ServerHandshake:
             self._transcript.forget_octets()
         self._record(T.CLIENT_HELLO, body)
         self._server_random = self._random(m.RANDOM_LENGTH)
+        if chosen.offer.connection_id is not None:
+            self.connection_id = self._draw_connection_id()
         answer = flight4.compose(
-            chosen, self._settings.certificate, self.hello.random, self._server_random
+            chosen,
+            self._settings.certificate,
+            self.hello.random,
+            self._server_random,
+            self.connection_id,
         )
         self._ephemeral = answer.ephemeral
         flight = tuple(self._encode(kind, body) for kind, body in answer.messages)
@@ -411,7 +424,12 @@ class ServerHandshake:
 
     def _derive(self, premaster: bytes) -> HandshakeKeys:
         agreement = Agreement(
-            self._parameters.suite, self.hello.random, self._server_random, self._session_hash
+            self._parameters.suite,
+            self.hello.random,
+            self._server_random,
+            self._session_hash,
+            self._parameters.offer.connection_id or b"",
+            self.connection_id,
         )
         return agreement.derive(premaster, is_client=False)
 
@@ -420,7 +438,7 @@ class ServerHandshake:
         return None if proof is None else self._on_finished(proof, now)
 
     def receive_protected(self, record: Record, now: float) -> ProvenEvent | None:
-        """Take a handshake record of epoch 1, which can only be Finished."""
+        """Take a record of epoch 1 that may hold a handshake message: that can only be Finished."""
         if self.state is State.REFUSED:
             self._repeat_alert(now)
         elif self.state is not State.AWAIT_DECISION:
@@ -465,7 +483,8 @@ class ServerHandshake:
         association.window.mark(self._proof.sequence)
         finished = m.encode_message(T.FINISHED, self._message_seq, self._proof.verify_data)
         flight = FinalFlight(finished, self._clear_sequence)
-        self.outgoing.append(association.seal_final_flight(flight))
+        sealed = association.seal(ContentType.HANDSHAKE, finished)
+        self.outgoing.append(flight.encode_change() + sealed)
         association.final_flight = flight
         association.protection.cool()
         return association

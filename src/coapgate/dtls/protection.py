@@ -23,12 +23,12 @@ class Protection:
     """
 
     __slots__ = (
-        "_key_block",
         "_opener",
         "_read_iv",
         "_sealer",
         "_write_iv",
         "is_client",
+        "key_block",
         "received_cid",
         "sent_cid",
         "suite",
@@ -47,7 +47,7 @@ class Protection:
         self.is_client = is_client
         self.received_cid = received_cid
         self.sent_cid = sent_cid
-        self._key_block = key_block
+        self.key_block = key_block
         client_iv = key_block[-2 * IV_LENGTH : -IV_LENGTH]
         server_iv = key_block[-IV_LENGTH:]
         self._read_iv, self._write_iv = (
@@ -73,7 +73,7 @@ class Protection:
 
     def _aead(self, *, of_client: bool) -> Aead:
         length = self.suite.key_length
-        key = self._key_block[:length] if of_client else self._key_block[length : 2 * length]
+        key = self.key_block[:length] if of_client else self.key_block[length : 2 * length]
         return self.suite.aead(key)
 
     def open(self, record: bytes) -> bytes:

@@ -15,6 +15,8 @@ VERSION = DTLS_1_2.to_bytes(2, "big")
 
 HEADER_LENGTH = 13
 """Octets before the fragment of a record without Connection ID."""
+CID_LENGTH = 8
+"""Octets of the Connection IDs that a server of ours hands out."""
 MAX_SEQUENCE = (1 << 48) - 1
 MAX_PLAINTEXT = 1 << 14
 """Octets of plaintext in a record (RFC 5246 section 6.2.1)."""

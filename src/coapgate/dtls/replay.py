@@ -18,6 +18,11 @@ class ReplayWindow:
         self.newest = -1
         self._bitmap = 0
 
+    def restore(self, newest: int) -> None:
+        """Begin after `newest`: all up to it counts as seen."""
+        self.newest = newest
+        self._bitmap = _MASK
+
     def is_fresh(self, sequence: int) -> bool:
         """Whether `sequence` is new and not older than the window."""
         age = self.newest - sequence

@@ -8,17 +8,17 @@ of application data goes straight to `deliver`, with nothing allocated on its wa
 from __future__ import annotations
 
 import os
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from coapgate.dtls import messages as m
 from coapgate.dtls import records
 from coapgate.dtls.admission import EcdheBudget, PendingHandshakes
-from coapgate.dtls.association import FINAL_FLIGHT_LIFETIME, Association
+from coapgate.dtls.association import Association
 from coapgate.dtls.cookies import Cookies, hello_verify_request
 from coapgate.dtls.counters import Counters, Drop
-from coapgate.dtls.events import AssociationClosed, Candidate, Event, HandshakeFailed
+from coapgate.dtls.events import Candidate, Event, HandshakeFailed
 from coapgate.dtls.handshake import (
     AcceptedHello,
     HandshakeSettings,
@@ -26,16 +26,10 @@ from coapgate.dtls.handshake import (
     ServerHandshake,
     State,
 )
-from coapgate.dtls.records import MAX_SEQUENCE, ContentType, Record
-from coapgate.dtls.warmth import Warmth
-from coapgate.errors import (
-    Alert,
-    ForgedRecord,
-    MalformedMessage,
-    MalformedRecord,
-    Reason,
-    Refused,
-)
+from coapgate.dtls.records import CID_LENGTH, ContentType, Record
+from coapgate.dtls.store import AssociationStore
+from coapgate.dtls.traffic import Traffic
+from coapgate.errors import MalformedMessage, MalformedRecord, Reason, Refused
 from coapgate.model import Identity, Path
 
 ASSOCIATION_ID_LENGTH = 8
@@ -44,8 +38,12 @@ MAX_HELLO_RECORD_SEQUENCE = 1 << 47
 HANDSHAKE_WALK_INTERVAL = 0.1
 """Seconds at least between two walks over all pending handshakes for the sake of their timers."""
 
-_EPOCH_1 = 1 << 48
-_WARNING, _FATAL = 1, 2
+_APPLICATION_DATA = bytes((ContentType.APPLICATION_DATA,))
+_TLS12_CID = bytes((ContentType.TLS12_CID,))
+# Where a tls12_cid record has its Connection ID, and where its body begins (RFC 9146 section 4).
+_CID_AT = 11
+_CID_END = _CID_AT + CID_LENGTH
+_CID_BODY = _CID_END + 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +57,17 @@ class ServerSettings:
     ecdhe_rate: float = 200.0
     ecdhe_burst: int = 400
     max_associations: int = 200_000
+    worker: int = 0
+    node: int = 0
+    """Our own numbers, 0 to 255 each: the first two octets of every Connection ID of ours."""
 
 
 class Server:
     """All associations and handshakes of one worker.
 
     `deliver(association, plaintext, now)` is called for each record of application data. `random`
-    makes octets nobody can guess.
+    makes octets nobody can guess. What `store` holds outlives this process. What can be done with
+    an association is done by its `traffic`.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Server:
         settings: ServerSettings,
         deliver: Callable[[Association, bytes, float], None],
         random: Callable[[int], bytes] = os.urandom,
+        store: AssociationStore | None = None,
     ) -> None:
         self.settings = settings
         self.outgoing: list[tuple[bytes, Path]] = []
@@ -80,7 +83,6 @@ class Server:
         self.counters = Counters()
         self.is_accepting = True
         """False: no new handshakes; those pending and the associations go on."""
-        self._deliver = deliver
         self._random = random
         self._cookies = Cookies(random)
         # One datagram is answered by one cookie: each has IP and UDP headers of its own, and
@@ -92,17 +94,27 @@ class Server:
         self._handshakes_due: float | None = None
         self._next_walk_at = 0.0
         self._padding = 1
-        self._associations: OrderedDict[bytes, Association] = OrderedDict()
-        self._by_path: dict[Path, Association] = {}
-        self._final_flights: OrderedDict[bytes, float] = OrderedDict()
-        self._warmth = Warmth()
+        self.traffic = Traffic(
+            deliver,
+            self.outgoing,
+            self.events,
+            self.counters,
+            random,
+            store,
+            max_associations=settings.max_associations,
+            idle_timeout=settings.idle_timeout,
+        )
+        self._associations = self.traffic.associations
+        self._receive_sealed = self.traffic.receive
+        self._by_path = self._associations.by_path
+        self._by_cid = self._associations.by_cid
 
     # --- what there is
 
     @property
     def associations(self) -> Iterator[Association]:
         """Longest idle first."""
-        return iter(self._associations.values())
+        return iter(self._associations)
 
     @property
     def association_count(self) -> int:
@@ -113,7 +125,7 @@ class Server:
         return len(self._pending)
 
     def find(self, association_id: bytes) -> Association | None:
-        return self._associations.get(association_id)
+        return self._associations.find(association_id)
 
     # --- datagrams
 
@@ -122,54 +134,30 @@ class Server:
 
         State grows only for a hello with a valid cookie.
         """
-        association = self._by_path.get(path)
-        if (
-            association is not None
-            and datagram[:1] == b"\x17"
-            and int.from_bytes(datagram[11:13], "big") == len(datagram) - records.HEADER_LENGTH
-        ):
-            # The usual case: one record of application data, nothing else.
-            self._receive_application(association, datagram, now)
-            return
+        # The usual case: one record, of an association, and nothing else.
+        first = datagram[:1]
+        if first == _TLS12_CID:
+            association = self._by_cid.get(datagram[_CID_AT:_CID_END])
+            if (
+                association is not None
+                and int.from_bytes(datagram[_CID_END:_CID_BODY], "big") == len(datagram) - _CID_BODY
+            ):
+                self._receive_sealed(association, datagram, path, now)
+                return
+        elif first == _APPLICATION_DATA:
+            association = self._by_path.get(path)
+            if (
+                association is not None
+                and int.from_bytes(datagram[11:13], "big") == len(datagram) - records.HEADER_LENGTH
+            ):
+                self._receive_sealed(association, datagram, path, now)
+                return
         self._may_ask = True
         try:
-            for record in records.split(datagram):
+            for record in records.split(datagram, CID_LENGTH):
                 self._receive_record(record, path, now)
         except MalformedRecord:
             self.counters.dropped[Drop.MALFORMED] += 1
-
-    def _receive_application(self, association: Association, record: bytes, now: float) -> None:
-        plaintext = self._open(association, record, now)
-        if plaintext is not None:
-            if association.final_flight is not None:
-                # The client speaks under the new keys: it has our Finished.
-                self._drop_final_flight(association)
-            self._deliver(association, plaintext, now)
-
-    def _open(self, association: Association, record: bytes, now: float) -> bytes | None:
-        """The plaintext of a record of epoch 1, or None if it is replayed or forged."""
-        # Epoch and sequence number are read as one: any other epoch is outside the range.
-        sequence = int.from_bytes(record[3:11], "big") - _EPOCH_1
-        window = association.window
-        if not 0 <= sequence < _EPOCH_1:
-            self.counters.dropped[Drop.WRONG_EPOCH] += 1
-            return None
-        if not window.is_fresh(sequence):
-            self.counters.dropped[Drop.REPLAYED] += 1
-            return None
-        protection = association.protection
-        if not protection.is_warm:
-            self._warmth.warm_up(association, now)
-        try:
-            plaintext = protection.open(record)
-        except ForgedRecord:
-            self.counters.dropped[Drop.FORGED] += 1
-            return None
-        window.mark(sequence)
-        association.last_seen_at = now
-        self._associations.move_to_end(association.id)
-        self.counters.records_opened += 1
-        return plaintext
 
     def _receive_record(self, record: Record, path: Path, now: float) -> None:
         match (record.epoch, record.content_type):
@@ -183,8 +171,8 @@ class Server:
                 pass
             case (1, ContentType.APPLICATION_DATA | ContentType.ALERT | ContentType.HANDSHAKE):
                 self._receive_protected(record, path, now)
-            case (_, ContentType.TLS12_CID):
-                self.counters.dropped[Drop.UNKNOWN_CID] += 1
+            case (1, ContentType.TLS12_CID):
+                self._receive_with_cid(record, path, now)
             case _:
                 self.counters.dropped[Drop.UNEXPECTED_RECORD] += 1
 
@@ -268,12 +256,21 @@ class Server:
             self.settings.handshake,
             self._random,
             lambda at: self._ecdhe.take(path, at),
+            self._draw_connection_id,
             hello,
             now,
         )
         self._pending.add(handshake)
         self.counters.handshakes_started += 1
         self._advance(handshake, fragments, now)
+
+    def _draw_connection_id(self) -> bytes:
+        """Worker, node, and random octets: one that no association and no handshake has."""
+        settings = self.settings
+        while True:
+            drawn = bytes((settings.worker, settings.node)) + self._random(CID_LENGTH - 2)
+            if drawn not in self._by_cid and self._pending.named(drawn) is None:
+                return drawn
 
     def _advance(
         self, handshake: ServerHandshake, fragments: tuple[m.Fragment, ...], now: float
@@ -289,6 +286,8 @@ class Server:
             self.counters.dropped[Drop.ECDHE_RATE] += 1
             self._pending.remove(handshake)
             return
+        if handshake.connection_id:
+            self._pending.name(handshake)
         self._report(handshake, event, now)
 
     def _report(self, handshake: ServerHandshake, event: ProvenEvent | None, now: float) -> None:
@@ -347,16 +346,9 @@ class Server:
         if pending is None or pending.state is not State.AWAIT_DECISION:
             return None
         association = pending.accept(self._random(ASSOCIATION_ID_LENGTH), identity, now)
+        self.traffic.open(association, now)
         self._flush(pending)
         self._pending.remove(pending)
-        replaced = self._by_path.get(association.path)
-        if replaced is not None:
-            self._remove(replaced, "replaced")
-        while len(self._associations) >= self.settings.max_associations:
-            self.close(next(iter(self._associations.values())), "evicted")
-        self._associations[association.id] = association
-        self._by_path[association.path] = association
-        self._final_flights[association.id] = now + FINAL_FLIGHT_LIFETIME
         self.counters.handshakes_completed += 1
         return association
 
@@ -376,121 +368,58 @@ class Server:
     # --- epoch 1
 
     def _receive_protected(self, record: Record, path: Path, now: float) -> None:
-        """Handshake records are for the pending handshake first, the others never are."""
+        """Take a record of the old format.
+
+        Handshake records are for the pending handshake first, the others never are.
+        """
         handshake = self._pending.at(path)
-        if record.content_type == ContentType.HANDSHAKE and handshake is not None:
-            event = handshake.receive_protected(record, now)
-            is_finished = event is not None or handshake.fact is not None
-            self._report(handshake, event, now)
-            if is_finished:
-                return
+        if (
+            handshake is not None
+            and not handshake.connection_id
+            and record.content_type == ContentType.HANDSHAKE
+            and self._try(handshake, record, now)
+        ):
+            return
         association = self._by_path.get(path)
-        if association is None:
-            if handshake is None:
-                self.counters.dropped[Drop.NO_ASSOCIATION] += 1
+        if association is not None:
+            self._receive_sealed(association, record.octets, path, now)
+        elif handshake is None:
+            self.counters.dropped[Drop.NO_ASSOCIATION] += 1
+        elif handshake.connection_id:
+            self.counters.dropped[Drop.WITHOUT_CID] += 1
+
+    def _receive_with_cid(self, record: Record, path: Path, now: float) -> None:
+        """Take a tls12_cid record: its Connection ID says whose it is, wherever it came from."""
+        connection_id = record.connection_id
+        association = self._by_cid.get(connection_id)
+        if association is not None:
+            self._receive_sealed(association, record.octets, path, now)
             return
-        if record.content_type == ContentType.APPLICATION_DATA:
-            self._receive_application(association, record.octets, now)
-            return
-        plaintext = self._open(association, record.octets, now)
-        if plaintext is None:
-            return
-        if record.content_type == ContentType.ALERT:
-            self._receive_alert(association, plaintext)
+        handshake = self._pending.named(connection_id)
+        if handshake is not None:
+            self._try(handshake, record, now)
         else:
-            self._receive_handshake(association, plaintext, now)
+            self.counters.dropped[Drop.UNKNOWN_CID] += 1
 
-    def _receive_alert(self, association: Association, plaintext: bytes) -> None:
-        if plaintext[1:2] == bytes((Alert.CLOSE_NOTIFY,)):
-            self.close(association, "peer")
-        elif plaintext[:1] == bytes((_FATAL,)):
-            self._remove(association, "peer")
-
-    def _receive_handshake(self, association: Association, plaintext: bytes, now: float) -> None:
-        """A repeated Finished wants ours again; a hello would be a renegotiation."""
-        try:
-            first = next(m.parse_fragments(plaintext), None)
-        except MalformedMessage:
-            first = None
-        if first is None:
-            self.counters.dropped[Drop.MALFORMED] += 1
-        elif first.type == m.HandshakeType.FINISHED:
-            flight = association.final_flight
-            if flight is not None and flight.repeats.allow(now):
-                self.outgoing.append((association.seal_final_flight(flight), association.path))
-        elif first.type == m.HandshakeType.CLIENT_HELLO and not association.no_renegotiation_sent:
-            association.no_renegotiation_sent = True
-            self._send_alert(association, _WARNING, Alert.NO_RENEGOTIATION)
-        if association.sequence >= MAX_SEQUENCE:
-            self.close(association, "exhausted")
-
-    # --- associations
-
-    def send(self, association: Association, plaintext: bytes, now: float) -> None:
-        """Send application data; dropped if the association is closed, or it is too long."""
-        if not association.is_open:
-            return
-        if len(plaintext) > association.max_plaintext:
-            self.counters.dropped[Drop.TOO_LONG] += 1
-            return
-        if not association.protection.is_warm:
-            self._warmth.warm_up(association, now)
-        self.outgoing.append(
-            (association.seal(ContentType.APPLICATION_DATA, plaintext), association.path)
-        )
-        if association.sequence >= MAX_SEQUENCE:
-            # The last number is for close_notify: none is ever used twice under one key.
-            self.close(association, "exhausted")
-
-    def close(
-        self, association: Association, cause: str, alert: Alert = Alert.CLOSE_NOTIFY
-    ) -> None:
-        """Say goodbye and forget; `alert` is fatal unless it is close_notify."""
-        if association.is_open:
-            level = _WARNING if alert is Alert.CLOSE_NOTIFY else _FATAL
-            self._send_alert(association, level, alert)
-            self._remove(association, cause)
-
-    def _send_alert(self, association: Association, level: int, alert: Alert) -> None:
-        sealed = association.seal(ContentType.ALERT, bytes((level, alert)))
-        self.outgoing.append((sealed, association.path))
-
-    def _remove(self, association: Association, cause: str) -> None:
-        association.is_open = False
-        self._drop_final_flight(association)
-        association.protection.cool()
-        del self._associations[association.id]
-        del self._by_path[association.path]
-        self.events.append(AssociationClosed(association, cause))
-
-    def _drop_final_flight(self, association: Association) -> None:
-        association.final_flight = None
-        self._final_flights.pop(association.id, None)
+    def _try(self, handshake: ServerHandshake, record: Record, now: float) -> bool:
+        """Let a pending handshake have what may be its Finished; whether it was."""
+        event = handshake.receive_protected(record, now)
+        is_finished = event is not None or handshake.fact is not None
+        self._report(handshake, event, now)
+        return is_finished
 
     # --- time
 
     def next_timer(self) -> float | None:
         """When `handle_timer` wants to be called, None if never."""
-        due = [at for at in (self._handshakes_due, self._warmth.due_at) if at is not None]
-        if self._final_flights:
-            due.append(next(iter(self._final_flights.values())))
-        if self._associations:
-            longest_idle = next(iter(self._associations.values()))
-            due.append(longest_idle.last_seen_at + self.settings.idle_timeout)
-        return min(due, default=None)
+        due = (self._handshakes_due, self.traffic.next_timer())
+        return min((at for at in due if at is not None), default=None)
 
     def handle_timer(self, now: float) -> None:
         """Repeat flights, end what took too long, close what was idle for too long."""
         if self._handshakes_due is not None and now >= self._handshakes_due:
             self._handle_handshakes(now)
-        self._warmth.cool_down(now)
-        while self._final_flights and now >= next(iter(self._final_flights.values())):
-            self._associations[self._final_flights.popitem(last=False)[0]].final_flight = None
-        while self._associations:
-            association = next(iter(self._associations.values()))
-            if now < association.last_seen_at + self.settings.idle_timeout:
-                break
-            self.close(association, "idle")
+        self.traffic.handle_timer(now)
 
     def _handle_handshakes(self, now: float) -> None:
         for handshake in tuple(self._pending):

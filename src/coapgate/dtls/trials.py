@@ -63,7 +63,7 @@ class Trials:
         return next((proof for proof in proofs if proof is not None), None)
 
     def receive(self, record: Record, now: float) -> Proof | None:
-        """Take a handshake record of epoch 1."""
+        """Take a record of epoch 1; with a Connection ID it may hold something else."""
         if len(record.octets) > MAX_FINISHED_RECORD:
             return None
         if self._candidates:

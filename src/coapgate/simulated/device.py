@@ -4,14 +4,17 @@
         response = await device.request(Code.POST, "temperature", b"21.5", content_format=TEXT)
         print(response)                 # 2.04
 
-Entering it does the handshake, leaving it says close_notify.
+Entering it does the handshake, leaving it says close_notify. In between it may go on from another
+address, or sleep:
+
+        await device.move()             # another port, as behind a NAT
+        device.sleep()
+        await device.resume()           # from yet another; no handshake, if the gateway does CID
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -21,18 +24,20 @@ from coapgate.dtls.client import Client, ClientSettings, Credential, State
 from coapgate.errors import DeviceRefused, NoAnswer
 from coapgate.simulated.exchange import Answered, Exchanges, GivenUp, Rejected
 from coapgate.simulated.message import Response, request_options
+from coapgate.simulated.radio import Radio
 
-MAX_DATAGRAM = 65535
-MAX_AT_ONCE = 64
-"""Datagrams taken from the socket before the loop gets its turn again."""
 RESPONSE_TIMEOUT = 93.0
 """Seconds a device waits for a response: MAX_TRANSMIT_WAIT (RFC 7252 section 4.8.2)."""
+SETTINGS = ClientSettings(connection_id=b"")
+"""What a device that may come from another address offers: records to it are as short as ever,
+those from it carry what the gateway knows it by (RFC 9146 section 3)."""
 
 
 class Device:
     """One device with one association; any number of requests at once.
 
-    `local_address` is where its datagrams come from. An object is entered once.
+    `settings` None are SETTINGS. `local_address` is where its datagrams come from, until it moves.
+    An object is entered once; it costs one socket and no thread, while it sleeps not even that.
     """
 
     def __init__(
@@ -45,23 +50,20 @@ class Device:
         reliability: Reliability | None = None,
         local_address: tuple[str, int] | None = None,
     ) -> None:
-        self._address = (host, port)
-        self._local_address = local_address
-        self._client = Client(credential, settings)
+        self._radio = Radio(host, port, local_address, self._receive)
+        self._client = Client(credential, settings or SETTINGS)
         self._exchanges = Exchanges(reliability)
         self._answers: dict[bytes, asyncio.Future[Response]] = {}
         self._loop: asyncio.AbstractEventLoop
-        self._socket: socket.socket
         self._connected: asyncio.Future[None]
         self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         """Do the handshake. Raises DeviceRefused, NoAnswer, OSError."""
         self._loop = asyncio.get_running_loop()
-        self._socket = await self._open_socket()
+        self._connected = self._loop.create_future()
+        self._radio.turn_on(await self._radio.look_up())
         try:
-            self._connected = self._loop.create_future()
-            self._loop.add_reader(self._socket, self._receive)
             self._client.connect(self._loop.time())
             self._transmit()
             await self._connected
@@ -77,8 +79,28 @@ class Device:
         traceback: TracebackType | None,
     ) -> None:
         self._client.close()
-        self._send_all(self._client.outgoing)
+        self._radio.send(self._client.outgoing)
         self._close()
+
+    @property
+    def handshakes(self) -> int:
+        """How many were completed."""
+        return self._client.handshakes
+
+    @property
+    def connection_id(self) -> bytes:
+        """What the gateway knows it by, wherever it is; empty: only by its address."""
+        return self._client.sent_cid
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Where its datagrams come from; None while it sleeps."""
+        return self._radio.address
+
+    @property
+    def echoes(self) -> int:
+        """Requests sent once more because the gateway asked for an Echo value."""
+        return self._exchanges.echoes
 
     @property
     def repeats(self) -> int:
@@ -129,50 +151,68 @@ class Device:
         self._client.send(plaintext)
         self._transmit()
 
-    async def _open_socket(self) -> socket.socket:
-        host, port = self._address
-        addresses = await self._loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-        family, kind, protocol, _, address = addresses[0]
-        opened = socket.socket(family, kind, protocol)
-        try:
-            opened.setblocking(False)
-            if self._local_address is not None:
-                opened.bind(self._local_address)
-            opened.connect(address)
-        except BaseException:
-            opened.close()
-            raise
-        return opened
+    async def move(self, local_address: tuple[str, int] | None = None) -> None:
+        """Go on from another address; None: from another port of the host as it is.
+
+        The association goes on, and so do requests under way. The old socket is closed: what is
+        still sent there is lost. If the new one cannot be opened the device stays where it is.
+
+        Raises OSError, or as `request` if there is no association or the device sleeps.
+        """
+        self._raise_if_closed()
+        place = await self._radio.look_up()
+        self._raise_if_closed()
+        self._radio.turn_to(place, local_address)
+        self._transmit()
+
+    def sleep(self) -> None:
+        """Turn the radio off: nothing is sent, heard or repeated until `resume`.
+
+        Requests under way end with NoAnswer. The association stays, at both ends: a device that is
+        left asleep says no goodbye.
+        """
+        self._turn_off()
+        self._client.cool()
+        for token in self._answers:
+            self._exchanges.forget(token)
+        self._fail_all(NoAnswer("the device went to sleep"))
+
+    async def resume(self, local_address: tuple[str, int] | None = None) -> None:
+        """Wake up with the association as it was; addresses and errors are those of `move`."""
+        place = await self._radio.look_up()
+        if not self._client.is_established:
+            raise self._failure()
+        self._radio.turn_to(place, local_address)
+        self._transmit()
+
+    def _turn_off(self) -> None:
+        self._radio.turn_off()
+        self._cancel_timer()
 
     def _close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._loop.remove_reader(self._socket)
-        self._socket.close()
+        self._turn_off()
         self._fail_all(NoAnswer("the device closed its association"))
 
     def _raise_if_closed(self) -> None:
         if not self._client.is_established:
             raise self._failure()
+        if not self._radio.is_on:
+            raise NoAnswer("the device is asleep")
 
     def _failure(self) -> DeviceRefused | NoAnswer:
         """Why there is no association (any more)."""
         alert = self._client.alert
-        return NoAnswer(self._client.failure) if alert is None else DeviceRefused(alert)
+        if alert is not None:
+            return DeviceRefused(alert)
+        return NoAnswer(self._client.failure or "the device closed its association")
 
     # --- tell the cores, then transmit
 
     def _receive(self) -> None:
         now = self._loop.time()
-        for _ in range(MAX_AT_ONCE):
-            try:
-                datagram = self._socket.recv(MAX_DATAGRAM)
-            except BlockingIOError:
-                break
-            except OSError:
-                continue  # an ICMP error of an earlier datagram; whatever was lost is repeated
+        for datagram in self._radio.receive():
             for plaintext in self._client.receive_datagram(datagram, now):
-                self._exchanges.receive(plaintext)
+                self._exchanges.receive(plaintext, now)
         self._transmit()
 
     def _handle_timer(self) -> None:
@@ -188,15 +228,18 @@ class Device:
             for plaintext in self._exchanges.outgoing:
                 self._client.send(plaintext)
         self._exchanges.outgoing.clear()
-        self._send_all(self._client.outgoing)
+        self._radio.send(self._client.outgoing)
         self._tell()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._cancel_timer()
         timers = (self._client.next_timer(), self._exchanges.next_timer())
         due = min((at for at in timers if at is not None), default=None)
         if due is not None:
             self._timer = self._loop.call_at(due, self._handle_timer)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _tell(self) -> None:
         """Let those who wait know what came of it."""
@@ -225,15 +268,3 @@ class Device:
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(error)
-
-    def _send_all(self, datagrams: list[bytes]) -> None:
-        for datagram in datagrams:
-            try:
-                self._socket.send(datagram)
-            except BlockingIOError:
-                break  # as good as lost on the way
-            except OSError:
-                # The error belongs to an earlier datagram, and this one was not sent.
-                with contextlib.suppress(OSError):
-                    self._socket.send(datagram)
-        datagrams.clear()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from coapgate.coap.options import (
     CONTENT_FORMAT,
+    ECHO,
     MAX_AGE,
     SIZE1,
     URI_PATH,
@@ -18,6 +19,9 @@ from coapgate.coap.options import (
 )
 from coapgate.errors import MessageFormatError
 from coapgate.model import Code
+
+MAX_ECHO_LENGTH = 40
+"""Octets (RFC 9175 section 2.2.1)."""
 
 _HEADER = struct.Struct("!BBH")
 _VERSION = 1
@@ -105,6 +109,12 @@ class Response:
     @property
     def content_format(self) -> int | None:
         return self.option(CONTENT_FORMAT)
+
+    @property
+    def echo(self) -> bytes | None:
+        """With 4.01: what the gateway wants to see in the request (RFC 9175 section 2.3)."""
+        values = (value for number, value in self.options if number == ECHO)
+        return next((value for value in values if 1 <= len(value) <= MAX_ECHO_LENGTH), None)
 
 
 def render_code(code: int) -> str:
