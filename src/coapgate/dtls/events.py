@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from coapgate.dtls.association import Association
 from coapgate.errors import Reason
@@ -17,16 +18,14 @@ class Candidate:
     proves: object
 
 
-@dataclass(frozen=True, slots=True)
-class KeysRequested:
+class KeysRequested(NamedTuple):
     """A peer claims a PSK identity; answer with `Server.offer_keys`."""
 
     handshake: int
     identity: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class KeyProven:
+class KeyProven(NamedTuple):
     """A peer's Finished verified with a candidate that `proves` this; `accept` or `refuse` it."""
 
     handshake: int
@@ -34,8 +33,7 @@ class KeyProven:
     proves: object
 
 
-@dataclass(frozen=True, slots=True)
-class ChainProven:
+class ChainProven(NamedTuple):
     """A peer holds the key of the first certificate; judge the chain, then `accept` or `refuse`.
 
     `chain` is DER, leaf first, as sent: nothing in it was believed yet.
@@ -46,8 +44,7 @@ class ChainProven:
     chain: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class HandshakeFailed:
+class HandshakeFailed(NamedTuple):
     """A handshake ended without association; `identity` as claimed, None if none was."""
 
     path: Path
@@ -56,8 +53,7 @@ class HandshakeFailed:
     identity: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class AssociationClosed:
+class AssociationClosed(NamedTuple):
     """An association is gone; `cause` is one word: `peer`, `replaced`, `idle`, `evicted`, ..."""
 
     association: Association

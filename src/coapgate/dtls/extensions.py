@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from coapgate.dtls.groups import GROUPS
 from coapgate.dtls.presentation import Reader, integers, vector
@@ -31,8 +31,7 @@ class ExtensionType(enum.IntEnum):
     RENEGOTIATION_INFO = 0xFF01
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(NamedTuple):
     """What a ClientHello's extensions say; None where one is absent.
 
     Lists hold what we know of them, in our order: a handshake keeps its offer, and a thousand

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from coapgate.dtls import keys
 from coapgate.dtls.keys import Transcript
@@ -18,8 +18,7 @@ MAX_FINISHED_RECORD = 256
 opening it would be work for nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Agreement:
+class Agreement(NamedTuple):
     """What both ends know when the premaster secret comes, all of it public.
 
     `session_hash` is None without extended master secret (RFC 7627 section 4). `client_cid` is

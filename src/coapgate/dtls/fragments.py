@@ -50,6 +50,21 @@ class _Partial:
         return bytes(self._body) if self._seen.bit_count() == self.length else None
 
 
+class _Whole:
+    """A message that came in one fragment, as nearly all do."""
+
+    __slots__ = ("body", "length", "type")
+
+    def __init__(self, kind: int, body: bytes) -> None:
+        self.type = kind
+        self.length = len(body)
+        self.body = body
+
+    def add(self, offset: int, octets: bytes) -> bool:
+        """False if the octets contradict those already held: the first one wins."""
+        return self.body[offset : offset + len(octets)] == octets
+
+
 class Reassembly:
     """Puts messages together in order of message_seq, within `max_length` octets each."""
 
@@ -58,7 +73,7 @@ class Reassembly:
     def __init__(self, expected: int, max_length: int) -> None:
         self.expected = expected
         self._max_length = max_length
-        self._partials: dict[int, _Partial] = {}
+        self._partials: dict[int, _Partial | _Whole] = {}
 
     def add(self, fragment: Fragment) -> bool:
         """Take a fragment; False if it is dropped: out of bounds, or at odds with another."""
@@ -70,6 +85,9 @@ class Reassembly:
         if partial is None:
             if ahead and fragment.length + self._held_ahead() > MAX_AHEAD_LENGTH:
                 return False
+            if len(fragment.body) == fragment.length:
+                self._partials[fragment.message_seq] = _Whole(fragment.type, fragment.body)
+                return True
             partial = _Partial(fragment.type, fragment.length)
             self._partials[fragment.message_seq] = partial
         if (partial.type, partial.length) != (fragment.type, fragment.length):

@@ -13,6 +13,7 @@ MASTER_SECRET_LENGTH = 48
 VERIFY_DATA_LENGTH = 12
 
 _HASHES: dict[str, HashAlgorithm] = {"sha256": SHA256(), "sha384": SHA384()}
+_NEW_HASHES = {"sha256": hashlib.sha256, "sha384": hashlib.sha384}
 
 
 def prf(hash_name: str, secret: bytes, label: bytes, seed: bytes, length: int) -> bytes:
@@ -76,7 +77,7 @@ class Transcript:
     __slots__ = ("_hash", "octets")
 
     def __init__(self, hash_name: str) -> None:
-        self._hash = hashlib.new(hash_name)
+        self._hash = _NEW_HASHES[hash_name]()
         self.octets: bytes | None = b""
 
     def add(self, message: bytes) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from coapgate.dtls.presentation import Reader, integers, vector
@@ -25,6 +26,7 @@ MAX_EXTENSIONS = 64
 MAX_FRAGMENTS = 16
 """Fragments of one record that are looked at: a flight has six messages."""
 
+_NONE: Mapping[int, bytes] = MappingProxyType({})
 _HEADER = struct.Struct("!BBHHBHBH")
 """Type, length, message_seq, offset, length of the fragment; 24 bits are 8 and 16."""
 
@@ -134,8 +136,7 @@ def _encode_extensions(extensions: Mapping[int, bytes]) -> bytes:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ClientHello:
+class ClientHello(NamedTuple):
     """RFC 5246 section 7.4.1.2 with the cookie of RFC 6347 section 4.2.1."""
 
     random: bytes
@@ -144,7 +145,7 @@ class ClientHello:
     session_id: bytes = b""
     cookie: bytes = b""
     compression_methods: bytes = bytes((NULL_COMPRESSION,))
-    extensions: Mapping[int, bytes] = field(default_factory=dict)
+    extensions: Mapping[int, bytes] = _NONE
 
     @classmethod
     def parse(cls, body: bytes) -> ClientHello:
@@ -199,8 +200,7 @@ def parse_hello_verify_request(body: bytes) -> bytes:
     return cookie
 
 
-@dataclass(frozen=True, slots=True)
-class ServerHello:
+class ServerHello(NamedTuple):
     """RFC 5246 section 7.4.1.3; our own session id is empty: there is no resumption."""
 
     random: bytes
@@ -208,7 +208,7 @@ class ServerHello:
     version: bytes = VERSION
     session_id: bytes = b""
     compression_method: int = NULL_COMPRESSION
-    extensions: Mapping[int, bytes] = field(default_factory=dict)
+    extensions: Mapping[int, bytes] = _NONE
 
     @classmethod
     def parse(cls, body: bytes) -> ServerHello:

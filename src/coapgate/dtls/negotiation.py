@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -27,8 +28,7 @@ class ServerCertificate:
     key: ec.EllipticCurvePrivateKey = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Parameters:
+class Parameters(NamedTuple):
     """What a handshake was agreed on; `group` and `scheme` with ECDHE only."""
 
     suite: Suite
