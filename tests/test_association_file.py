@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -18,7 +18,7 @@ from pathlib import Path, PosixPath
 
 import pytest
 
-from coapgate.association_file import open_associations, read_boot_id
+from coapgate.association_file import SocketPaths, open_associations, read_boot_id
 from coapgate.association_file.header import HEADER_LENGTH, boot_value, parse_header
 from coapgate.association_file.mapping import STEP, Allocate, MappedFile
 from coapgate.association_file.ownership import MAX_SET_ASIDE, OwnedFile
@@ -235,7 +235,8 @@ def test_slots_take_their_place_on_the_disk_step_by_step(place: Place) -> None:
     with place.open(capacity=STEP + 10, allocate=disk.allocate) as store:
         assert store.count == STEP + 1
         assert store.add(established(0), PATHS[0], 0) == STEP + 1
-    assert len(disk.allocated) == 2
+        # What had its place has it in the file that goes on, too.
+        assert disk.allocated[2:] == [(HEADER_LENGTH, (STEP + 10) * f.SLOT_LENGTH)]
 
 
 @pytest.mark.expects_warnings(CANNOT_GROW)
@@ -299,12 +300,199 @@ def test_what_cannot_be_synced_is_not_closed_in_good_order(
     memory = BrokenMap(file.descriptor, 0)
     memory[HEADER_LENGTH - 16 : HEADER_LENGTH - 8] = b"openopen"
 
-    MappedFile(file, memory, bytes(32), 0, os.posix_fallocate).close()
+    paths = SocketPaths()
+    MappedFile(file, memory, bytes(32), 0, os.posix_fallocate, paths).close()
     file.close()
 
     (record,) = caplog.records
     assert record.__dict__["reason"] == "Input/output error"
     assert place.path.read_bytes()[HEADER_LENGTH - 16 : HEADER_LENGTH - 8] == b"openopen"
+
+
+# --- each run has a file of its own
+
+
+def emptied(place: Place) -> None:
+    place.fill(boot_id="monday")
+    place.rewrite(b"")
+
+
+def crashed(place: Place) -> None:
+    with killed(place, boot_id="monday") as store:
+        store.add(established(0), PATHS[0], 0)
+
+
+def ended(place: Place) -> None:
+    place.fill(boot_id="monday")
+
+
+def was_killed(place: Place) -> None:
+    with killed(place, boot_id="tuesday") as store:
+        store.add(established(0), PATHS[0], 0)
+
+
+@pytest.mark.expects_warnings(SET_ASIDE, DROPPED)
+@pytest.mark.parametrize("how", [ended, was_killed, crashed, emptied])
+def test_a_backup_of_an_earlier_run_that_is_put_back_in_place_is_set_aside(
+    place: Place, how: Callable[[Place], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stays the same file: all that tells is that no file serves two runs."""
+    with place.open(boot_id="tuesday") as store:
+        store.add(established(9), PATHS[0], 0)
+    backup = place.path.read_bytes()
+    how(place)
+    place.left(boot_id="tuesday")
+    caplog.clear()
+    place.rewrite(backup)
+
+    reason = untrusted(place, backup, caplog)
+
+    assert reason == "is a copy: what it holds may have been used since it was made"
+
+
+def test_the_file_of_the_run_before_is_not_written_any_more(place: Place) -> None:
+    before = place.fill()
+    content = place.path.read_bytes()
+    with place.path.open("rb") as former:
+        assert place.left() == before
+
+        assert not os.path.samestat(place.path.stat(), os.fstat(former.fileno()))
+        assert former.read() == content
+    assert place.files == {"associations.store"}
+
+
+def test_what_has_no_place_on_the_disk_is_not_copied(place: Place) -> None:
+    place.fill(1)
+    for _ in range(2):
+        with place.open(capacity=100 * STEP) as store:
+            assert store.capacity == 100 * STEP
+            assert place.path.stat().st_blocks * 512 <= HEADER_LENGTH + (STEP + 8) * f.SLOT_LENGTH
+
+
+def test_what_a_process_left_that_was_killed_as_it_opened_the_file_is_not_used(
+    place: Place,
+) -> None:
+    before = place.fill()
+    left_over = place.folder / "associations.store.new"
+    left_over.write_bytes(place.path.read_bytes()[:5000])
+    left_over.chmod(0o644)
+
+    with place.open() as store:
+        assert list(store.recover()) == before
+        assert place.path.stat().st_mode & 0o7777 == 0o600
+    assert place.files == {"associations.store"}
+
+
+def test_what_is_no_file_is_not_replaced(place: Place) -> None:
+    before = place.fill()
+    other = place.folder / "associations.store.new"
+    other.symlink_to(place.path)
+
+    with pytest.raises(StartError, match=r"store\.new' is not a regular file"), place.open():
+        pass
+
+    assert other.is_symlink()
+    other.unlink()
+    assert place.left() == before
+
+
+@pytest.mark.expects_warnings(DROPPED)
+def test_where_there_is_no_room_for_the_next_file_a_new_one_is_begun(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    place.fill(3)
+    disk = Disk()
+    disk.is_full = True
+
+    with place.open(allocate=disk.allocate) as store:
+        assert store.count == 0
+        (record,) = caplog.records
+        assert record.__dict__["count"] == 3
+        assert "No space left on device" in record.__dict__["reason"]
+        disk.is_full = False
+        assert store.add(established(5), PATHS[0], 0) == 0
+    assert len(place.left()) == 1
+    assert place.files == {"associations.store"}
+
+
+def test_a_disk_that_fails_costs_nobody_an_association(place: Place) -> None:
+    def fail(_descriptor: int, _offset: int, _length: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    before = place.fill()
+
+    error = "cannot be written: Input/output error"
+    with pytest.raises(StartError, match=error), place.open(allocate=fail):
+        pass
+
+    assert place.files == {"associations.store"}
+    assert place.left() == before
+
+
+def test_of_many_that_go_on_at_once_one_owns_the_file(place: Place) -> None:
+    before = place.fill()
+    for _ in range(10):
+        together = threading.Barrier(6, timeout=30.0)
+
+        def begin(together: threading.Barrier = together) -> bool:
+            together.wait()
+            try:
+                with place.open() as store:
+                    together.wait()
+                    return list(store.recover()) == before
+            except StartError:
+                together.wait()
+                return False
+
+        with ThreadPoolExecutor(together.parties) as threads:
+            owning = [threads.submit(begin) for _ in range(together.parties)]
+        assert [each.result() for each in owning].count(True) == 1
+    assert place.files == {"associations.store"}
+
+
+def test_a_file_that_lost_its_name_meanwhile_is_an_error(place: Place) -> None:
+    place.fill()
+    file = OwnedFile(place.path)
+    file.open()
+    place.path.unlink()
+    place.path.write_bytes(b"of another gateway")
+
+    with pytest.raises(StartError, match="is another one each time"), file.renewed():
+        pass
+
+    file.close()
+    assert place.path.read_bytes() == b"of another gateway"
+    assert place.files == {"associations.store"}
+
+
+# --- what cannot be stored
+
+
+@pytest.mark.parametrize("max_plaintext", [-1, 65536, 1 << 70])
+def test_a_limit_that_cannot_be_written_is_not_stored(place: Place, max_plaintext: int) -> None:
+    with place.open() as store:
+        unlimited = replace(established(1), max_plaintext=max_plaintext)
+
+        assert store.add(unlimited, PATHS[0], 0) == -1
+        assert store.unstored == 1
+
+
+def test_a_path_is_found_again_by_the_address_that_its_socket_is_bound_to(place: Place) -> None:
+    binds = [("192.0.2.1", 5684), ("::", 5685)]
+    peer = ("2001:db8::7", 65535, 0, 0)
+
+    def opened() -> AbstractContextManager[AssociationStore]:
+        return open_associations(
+            place.path, 8, Keys(), boot_id=BOOT_ID, wall=WALL, binds=tuple(binds)
+        )
+
+    with opened() as store:
+        store.add(established(1), (1, peer), 0)
+    binds.reverse()
+    with opened() as store:
+        (recovered,) = store.recover()
+
+    assert recovered.path == (0, peer)
 
 
 # --- who owns it, and who may look into it
@@ -460,8 +648,10 @@ def test_a_file_under_an_unknown_key_is_set_aside(
     assert place.left(keys=Keys(b"of another registry")) == []
 
     (record,) = caplog.records
-    assert "which the key file of the registry does not hold" in record.__dict__["reason"]
-    # Nothing was done with it: with its key file it is as good as it was.
+    assert record.__dict__["reason"] == (
+        "is of another registry, or encrypted under a key that the key file does not hold"
+    )
+    # Nothing was done with it: with its registry and key file it is as good as it was.
     place.path.with_name(record.__dict__["moved_to"]).replace(place.path)
     assert place.left() == before
 

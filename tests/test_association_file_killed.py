@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -10,13 +12,16 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
+import coapgate.association_file
 from coapgate.association_file import open_associations
 from coapgate.dtls.store import AssociationStore
 from coapgate.errors import StartError
-from tests.dtls.store_book import Script, adopt, verify
+from tests.dtls.store_book import PATHS, Script, adopt, established, verify
 from tests.store_hammer import BATCH, BOOT_ID, CAPACITY, draws
 from tests.store_keys import Keys
 
@@ -90,3 +95,65 @@ def test_a_process_owns_the_file_until_it_is_killed(hammer: Hammer) -> None:
 
     with hammer.opened_again() as store:
         assert store.count > 0
+
+
+# --- killed while it opens the file
+
+
+def open_and_die(file: Path, lines: int) -> None:
+    """Be killed before that line of `association_file`; end well if there are fewer."""
+    folder = str(Path(coapgate.association_file.__file__).parent)
+    left = lines
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal left
+        if event == "call" and not frame.f_code.co_filename.startswith(folder):
+            return None
+        if event == "line":
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+    with open_associations(file, CAPACITY, Keys(), boot_id=BOOT_ID, wall=0):
+        os._exit(0)
+
+
+def open_and_die_everywhere(file: Path) -> None:
+    """Be killed at each line in turn; after each, what was there goes on. Ends when none is left.
+
+    As a process of its own: it forks.
+    """
+    lines = 0
+    is_killed = True
+    while is_killed:
+        lines += 1
+        if not (child := os.fork()):
+            open_and_die(file, lines)
+        _, status = os.waitpid(child, 0)
+        is_killed = os.WIFSIGNALED(status)
+        with open_associations(file, CAPACITY, Keys(), boot_id=BOOT_ID, wall=0) as store:
+            (recovered,) = store.recover()
+            assert recovered.established == established(1), lines
+        assert [each.name for each in file.parent.iterdir()] == [file.name], lines
+    print(lines)
+
+
+def test_a_process_that_is_killed_anywhere_as_it_opens_the_file_loses_nothing(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "associations.store"
+    with open_associations(file, CAPACITY, Keys(), boot_id=BOOT_ID, wall=0) as store:
+        store.add(established(1), PATHS[0], 0)
+    script = (
+        "import sys, pathlib; from tests.test_association_file_killed import *;"
+        "open_and_die_everywhere(pathlib.Path(sys.argv[1]))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", script, file], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+
+    assert int(done.stdout) > 100
+    assert not done.stderr, "nothing was set aside"

@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from coapgate.association_file import SocketPaths
+from coapgate.config.values import MAX_BINDS
 from coapgate.dtls.store_format import PATH_LENGTH
 from tests.dtls.store_book import PATHS
 
@@ -55,6 +56,8 @@ def test_paths_of_every_kind_come_back(path: tuple[int, object]) -> None:
         (0, ("192.0.2.7", 70000)),
         (0, ("2001:DB8::7", 5684, 0, 0)),
         (0, ("::1", 5684, 0, 1 << 32)),
+        (0, ("::1", 5684, 7, 0)),
+        (0, ("::1", 5684, -1, 0)),
         (256, ("192.0.2.7", 5684)),
         (-1, ("192.0.2.7", 5684)),
         (0, ("192.0.2.7", 5684, 0)),
@@ -64,3 +67,60 @@ def test_paths_of_every_kind_come_back(path: tuple[int, object]) -> None:
 )
 def test_what_would_not_come_back_exactly_is_not_packed(path: tuple[int, object]) -> None:
     assert SocketPaths().pack(path) is None
+
+
+# --- which socket it was, when the configuration has changed
+
+BINDS = (("192.0.2.1", 5684), ("::", 5685), ("192.0.2.1", 5685))
+IPV4, IPV6 = ("192.0.2.7", 40312), ("fe80::1", 1, 0, 3)
+
+
+def moved(
+    path: tuple[int, object], before: tuple[tuple[str, int], ...], now: tuple[tuple[str, int], ...]
+) -> tuple[int, object]:
+    packed = SocketPaths(before).pack(path)
+    assert packed is not None
+    assert len(packed) == PATH_LENGTH
+    return SocketPaths(now).unpack(packed)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("peer", [IPV4, IPV6])
+def test_a_path_leads_through_the_socket_of_the_same_address(number: int, peer: object) -> None:
+    """Wherever `dtls.bind` lists it, and whatever else."""
+    assert moved((number, peer), BINDS, BINDS) == (number, peer)
+    assert moved((number, peer), BINDS, BINDS[::-1]) == (2 - number, peer)
+    assert moved((number, peer), BINDS, (("192.0.2.9", 1), *BINDS)) == (number + 1, peer)
+
+
+def test_a_path_through_an_address_that_is_bound_no_more_leads_nowhere() -> None:
+    nowhere, peer = moved((1, IPV6), BINDS, BINDS[:1])
+
+    assert peer == IPV6
+    assert nowhere >= MAX_BINDS
+    assert SocketPaths(BINDS[:1]).pack((nowhere, IPV6)) is None
+
+
+def test_ports_that_the_system_chooses_are_told_apart_by_their_order() -> None:
+    """They are other ones after the restart."""
+    binds = (("127.0.0.1", 0),) * 3
+
+    assert [moved((number, IPV4), binds, binds) for number in (0, 1, 2)] == [
+        (0, IPV4),
+        (1, IPV4),
+        (2, IPV4),
+    ]
+    assert moved((2, IPV4), binds, binds[:2])[0] >= MAX_BINDS
+
+
+@pytest.mark.parametrize("peer", [IPV4, IPV6])
+def test_the_only_socket_of_all_may_be_bound_to_another_address(peer: object) -> None:
+    """To all of them instead of one, or to the port that the system chose before."""
+    assert moved((0, peer), BINDS[:1], BINDS[1:2]) == (0, peer)
+    assert moved((0, peer), BINDS[:1], BINDS[1:])[0] >= MAX_BINDS
+    assert moved((0, peer), BINDS[:2], BINDS[2:])[0] >= MAX_BINDS
+
+
+def test_a_path_through_no_socket_is_not_packed() -> None:
+    assert SocketPaths(BINDS).pack((3, IPV4)) is None
+    assert SocketPaths(BINDS).pack((-1, IPV4)) is None

@@ -187,18 +187,25 @@ async def test_a_path_that_had_proven_itself_needs_no_proof_again(house: House) 
         assert gate.associations[0].unproven is None
 
 
-@pytest.mark.parametrize(("age", "repeated"), [(0.0, True), (246.0, True), (247.0, False)])
+@pytest.mark.parametrize(
+    ("took", "age", "repeated"),
+    [(0.0, 0.0, True), (0.0, 246.0, True), (0.0, 247.0, False), (200.0, 47.0, False)],
+)
 async def test_a_repetition_gets_the_same_answer_for_the_lifetime_of_its_message_id(
-    house: House, age: float, *, repeated: bool
+    house: House, took: float, age: float, *, repeated: bool
 ) -> None:
+    """It begins with the request, however long the broker took."""
     assert Reliability().exchange_lifetime == 247.0
     (peer,) = await settled(house, "sensor-1")
     async with house.gate() as gate:
         gate.adopt(peer)
         gate.send(peer, post(1))
+        gate.now += took
+        gate.wall += took
+        gate.pump.begin()
         gate.acknowledge()
 
-    async with house.gate(wall=WALL + age) as gate:
+    async with house.gate(wall=WALL + took + age) as gate:
         gate.adopt(peer)
         peer.received.clear()
         gate.send(peer, post(1))
@@ -239,12 +246,24 @@ async def test_idle_time_is_wall_time_across_restarts(
             assert names(gate) == []
 
 
-async def test_a_clock_that_went_back_ends_nobody(house: House) -> None:
-    await settled(house, "sensor-1")
+async def test_a_clock_that_went_back_ends_nobody_and_makes_nothing_last_longer(
+    house: House,
+) -> None:
+    first, second = await settled(house, "sensor-1", "sensor-2")
+    async with house.gate() as gate:
+        gate.adopt(first)
+        gate.send(first, post(1))
+        gate.acknowledge()
+    async with house.gate(wall=WALL + 300.0) as gate:
+        gate.adopt(second)
+        gate.send(second, post(1))
 
     async with house.gate(wall=WALL - 10 * IDLE_TIMEOUT) as gate:
-        assert names(gate) == ["sensor-1"]
-        assert gate.pump.next_timer() == pytest.approx(gate.now + IDLE_TIMEOUT)
+        assert names(gate) == ["sensor-1", "sensor-2"]
+        assert gate.pump.next_timer() == pytest.approx(gate.now + IDLE_TIMEOUT - 300.0)
+        gate.adopt(first)
+        gate.send(first, post(1))
+        assert len(gate.publisher.tickets) == 1
 
 
 async def test_the_longest_idle_yield_to_a_lower_limit(house: House) -> None:
@@ -268,6 +287,26 @@ async def test_of_a_devices_associations_the_newest_go_on(house: House) -> None:
         assert gate.pump.detached == {"surplus": 2}
         gate.connect(key)
         assert gate.pump.detached == {"surplus": 3}
+
+
+async def test_a_device_with_too_many_pushes_nobody_out(house: House) -> None:
+    await settled(house, "idle-one")
+    key = house.add_psk("many")
+    async with house.gate() as gate:
+        gate.wall += 10.0
+        for _ in range(4):
+            gate.connect(key, AWAY, MOVING)
+
+    async with house.gate(max_associations=2, associations_per_device=1) as gate:
+        assert names(gate) == ["idle-one", "many"]
+        assert gate.pump.detached == {"surplus": 3}
+
+
+async def test_after_a_recovery_the_sockets_are_told_to_look_at_the_time(house: House) -> None:
+    await settled(house, "sensor-1")
+
+    async with house.gate() as gate:
+        assert gate.wakes > 0
 
 
 async def test_a_device_that_was_disabled_does_not_go_on_and_others_do(house: House) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from coapgate.association_file.paths import NOWHERE
 from coapgate.errors import StartError
 from coapgate.model import Path as PeerPath
 from coapgate.udp import BATCH, MIN_DELAY, PAUSE, Udp
@@ -131,6 +132,19 @@ async def test_answers_leave_by_the_path_they_came_on(core: Echo, open_udp: Open
             assert core.received[-1] == (b"hello", (number, sock.getsockname()))
 
     assert (udp.datagrams_received, udp.datagrams_sent) == (2, 2)
+
+
+@pytest.mark.skipif(not HAS_IPV6, reason="this machine has no IPv6")
+async def test_a_path_of_an_earlier_process_is_reached_through_a_socket_of_its_family(
+    open_udp: Open,
+) -> None:
+    udp = open_udp(LOOPBACK, ("::1", 0))
+    ipv4, ipv6 = ("192.0.2.7", 40312), ("2001:db8::7", 5684, 0, 0)
+
+    assert udp.can_reach((0, ipv4))
+    assert udp.can_reach((1, ipv6))
+    for path in ((0, ipv6), (1, ipv4), (2, ipv4), (NOWHERE, ipv4), (NOWHERE, ipv6)):
+        assert not udp.can_reach(path)
 
 
 @pytest.mark.skipif(not HAS_IPV6, reason="this machine has no IPv6")

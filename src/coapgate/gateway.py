@@ -130,6 +130,7 @@ def _associations(
         registry,
         boot_id=read_boot_id(),
         wall=time.time(),
+        binds=tuple((bind.host, bind.port) for bind in settings.dtls.bind),
     ) as store:
         yield store
 

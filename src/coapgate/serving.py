@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 from coapgate.authentication import Authentication
 from coapgate.coap.messages import MessageLayer
-from coapgate.coap.transmissions import Reliability
 from coapgate.decisions import Decisions
 from coapgate.dtls.association import Association
 from coapgate.dtls.events import (
@@ -24,7 +23,7 @@ from coapgate.dtls.events import (
     KeysRequested,
 )
 from coapgate.dtls.server import Server, ServerSettings
-from coapgate.dtls.store import Answer, AssociationStore
+from coapgate.dtls.store import AssociationStore
 from coapgate.errors import Reason, Refused
 from coapgate.logs import Seldom, StrangerLog
 from coapgate.model import DeviceId, Identity, Path, PskCredential, Tenant
@@ -44,9 +43,6 @@ MAX_TALKATIVE = 4096
 """Devices remembered for that."""
 CLOSED_AT_ONCE = 256
 """Associations that are closed before their goodbyes are sent."""
-
-RELIABILITY = Reliability()
-"""The lifetimes of message IDs (RFC 7252 section 4.8.2) that the message layer has, too."""
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +126,7 @@ class Pump:
             now,
             wall,
             idle_timeout=self.server.settings.idle_timeout,
+            associations_per_device=self.sessions.limit,
             can_reach=can_reach,
         )
         self.detached += ended
@@ -137,14 +134,14 @@ class Pump:
             endpoint = self._layer.open(association, association.identity, association.id)
             association.endpoint = endpoint
             if association.is_open:  # not one too many, nor surplus of its device
-                kept = [(a.message_id, now + _left(a, wall), a.octets) for a in answers]
-                self._layer.restore(endpoint, kept, now)
+                self._layer.restore(endpoint, answers, now)
                 self._admit(association)
         self.settle(now)
         self.recovered = self.server.association_count
         if taken or ended:
             fields = {"count": self.recovered, **ended}
             log.info("sessions recovered", extra=fields)
+        self._wake()  # the sockets' timer was set when there was nothing to wait for
 
     @property
     def stored(self) -> int:
@@ -348,12 +345,6 @@ class Pump:
         fields = {"count": count, "untold": untold, "kept": kept, "cause": "shutdown"}
         log.info("sessions closed", extra=fields)
         self._strangers.flush(math.inf)
-
-
-def _left(answer: Answer, wall: float) -> float:
-    """For how many seconds more an answer of an earlier process is the one to its message ID."""
-    lifetime = RELIABILITY.exchange_lifetime if answer.octets else RELIABILITY.non_lifetime
-    return answer.at + lifetime - wall
 
 
 def _describe(association: Association) -> dict[str, object]:

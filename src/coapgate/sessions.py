@@ -11,7 +11,7 @@ class Sessions:
     """Association ids by device, oldest first, at most `associations_per_device` each."""
 
     def __init__(self, associations_per_device: int) -> None:
-        self._limit = associations_per_device
+        self.limit = associations_per_device
         self._attached: dict[tuple[Tenant, DeviceId], tuple[bytes, ...]] = {}
 
     def __len__(self) -> int:
@@ -30,7 +30,7 @@ class Sessions:
         key = (identity.tenant, identity.device)
         attached = (*filter(is_open, self._attached.get(key, ())), association_id)
         self._attached[key] = attached
-        return attached[: -self._limit]
+        return attached[: -self.limit]
 
     def close(self, identity: Identity, association_id: bytes) -> bool:
         """An association of a device is gone; whether the device is no longer attached."""

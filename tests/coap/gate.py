@@ -157,6 +157,8 @@ class Gate:
         self.sent: list[tuple[FakeAssociation, bytes]] = []
         self.withheld: list[bytes] = []
         self.answers: list[tuple[int, bytes]] = []
+        self.answer_lasts = 0.0
+        """For how many seconds the last of them."""
         self.proven: list[UnprovenPath] = []
         self.on_transmit: Callable[[FakeAssociation, bytes], None] = self._keep
         self.layer: MessageLayer[FakeAssociation] = MessageLayer(
@@ -174,8 +176,11 @@ class Gate:
         self.proven.append(association.unproven)
         association.unproven = None
 
-    def _answered(self, association: FakeAssociation, message_id: int, octets: bytes) -> None:
+    def _answered(
+        self, association: FakeAssociation, message_id: int, octets: bytes, left: float
+    ) -> None:
         self.answers.append((message_id, octets))
+        self.answer_lasts = left
 
     def _transmit(self, association: FakeAssociation, octets: bytes, now: float) -> None:
         assert len(octets) <= association.max_plaintext

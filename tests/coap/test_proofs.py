@@ -9,7 +9,7 @@ import pytest
 from aiocoap import Message
 
 from coapgate.coap.endpoint import Endpoint
-from coapgate.coap.proofs import PathProofs
+from coapgate.coap.proofs import MAX_MISSES, PathProofs
 from coapgate.coap.transmissions import Reliability
 from coapgate.model import Code
 from tests.coap.gate import (
@@ -452,3 +452,19 @@ def test_an_endpoint_that_closes_while_something_is_withheld_is_not_pinged() -> 
     assert endpoint.outgoing is None
     assert gate.layer.counts.path_pings == 0
     assert gate.layer.next_timer() in (None, START + 0.5)
+
+
+@pytest.mark.parametrize("kind", [ACK, RST])
+def test_whoever_guesses_proves_nothing_by_ack_or_reset_any_more(kind: int) -> None:
+    gate = Gate()
+    endpoint = withheld_response(gate, credit=PING_SIZE)
+    unproven = endpoint.association.unproven
+    asked = gate.take_one().mid
+
+    for guess in range(1, 1 + MAX_MISSES):
+        gate.layer.receive(endpoint, bytes((0x40 | kind, 0)) + (asked ^ guess).to_bytes(2), START)
+    gate.layer.receive(endpoint, bytes((0x40 | kind, 0)) + asked.to_bytes(2), START)
+
+    assert unproven is not None
+    assert endpoint.association.unproven is unproven
+    assert gate.proven == []

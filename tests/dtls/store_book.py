@@ -119,7 +119,7 @@ def perform(store: AssociationStore, slots: dict[bytes, int], operation: Operati
         case "lease":
             store.lease(slot, value)
         case "answered":
-            store.answered(slot, _message_id(value), _answer(value))
+            store.answered(slot, _message_id(value), _answer(value), 0.0)
         case "move":
             store.move(slot, PATHS[value % len(PATHS)], is_proven=bool(value & 8))
         case "remove":
@@ -189,7 +189,7 @@ def verify(book: Book, cut_short: Operation | None, recovered: Iterable[Recovere
 
 
 def _verify_answers(found: tuple[Answer, ...], may: list[Known]) -> None:
-    assert [answer.at for answer in found] == sorted(answer.at for answer in found)
+    assert [answer.expires_at for answer in found] == sorted(answer.expires_at for answer in found)
     places = {answer.message_id & 3: answer for answer in found}
     assert len(places) == len(found)
     for place in range(4):

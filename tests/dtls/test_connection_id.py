@@ -523,3 +523,15 @@ def test_a_handshake_whose_finished_comes_from_elsewhere_goes_on_from_there(site
 
     assert association.path == AWAY
     assert len(site.sent_to(AWAY)) == 1
+
+
+def test_a_connection_id_that_leaves_no_room_for_messages_is_not_agreed_on() -> None:
+    link = Link(x509_settings(max_datagram=208))
+    fitting = link.connect(psk_client(connection_id=bytes(100), max_datagram=208))
+    too_long = link.connect(psk_client(connection_id=bytes(255), max_datagram=208))
+
+    assert fitting.client.is_established
+    assert too_long.client.is_established
+    cids = [association.protection.received_cid for association in link.server.associations]
+    assert [len(cid) for cid in cids] == [CID_LENGTH, 0]
+    assert all(association.max_plaintext >= 64 for association in link.server.associations)

@@ -6,7 +6,7 @@
         12       4  octets of a slot
         16       8  id of the registry's key that the file's key is derived from
         24      32  salt of that
-        56      16  which file this is: a copy is another one
+        56      16  which file this is: a copy is another one, and so is that of the next run
         72       -  zero
       4076       4  CRC-32 of all before it
       4080       8  word: under which boot of the machine the file is open; 0: it was closed
@@ -50,13 +50,13 @@ _FS_IOC_GETVERSION = 0x80087601  # linux/fs.h; the generation of an inode, told 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the page says. `file` is what `which_file` told, `boot` a `boot_value` or CLOSED."""
+    """What the page says. `boot` is a `boot_value` or CLOSED, `file` what `which_file` told."""
 
     key_id: bytes
     salt: bytes
-    file: bytes
     boot: int
     reserved: int = 0
+    file: bytes = bytes(16)
 
     def encode(self) -> bytes:
         """The page."""
@@ -80,7 +80,7 @@ def parse_header(page: bytes) -> Header:
         boot, reserved = map(value_of, _WORDS.unpack_from(page, _CHECKED.size))
     except StoreDamaged as error:
         raise StoreDamaged("is damaged: its header does not check") from error
-    return Header(key_id, salt, file, boot, reserved)
+    return Header(key_id, salt, boot, reserved, file)
 
 
 def boot_value(boot_id: str) -> int:

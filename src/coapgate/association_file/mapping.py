@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import mmap
-import os
 from collections.abc import Callable
 
 from coapgate.association_file.header import BOOT, CLOSED, HEADER_LENGTH, RESERVED
 from coapgate.association_file.ownership import OwnedFile
-from coapgate.association_file.paths import SocketPaths
 from coapgate.dtls.store import AssociationStore
-from coapgate.dtls.store_format import SLOT_LENGTH, word
+from coapgate.dtls.store_format import SLOT_LENGTH, PathCodec, word
 from coapgate.errors import StoreDamaged
 
 STEP = 4096
@@ -21,14 +19,6 @@ log = logging.getLogger(__name__)
 
 Allocate = Callable[[int, int, int], None]
 """As `os.posix_fallocate`: of a descriptor, from an offset, so many octets."""
-
-
-def map_file(descriptor: int, capacity: int) -> mmap.mmap:
-    """The whole file, made as long as `capacity` slots need."""
-    length = HEADER_LENGTH + capacity * SLOT_LENGTH
-    if os.fstat(descriptor).st_size < length:
-        os.ftruncate(descriptor, length)
-    return mmap.mmap(descriptor, length)
 
 
 class MappedFile:
@@ -42,6 +32,7 @@ class MappedFile:
         key: bytes,
         reserved: int,
         allocate: Allocate,
+        paths: PathCodec,
     ) -> None:
         """`reserved` slots have their place on the disk already."""
         self._file = file
@@ -53,7 +44,7 @@ class MappedFile:
         slots = whole[HEADER_LENGTH:]
         self._words, slot_words = whole.cast("Q"), slots.cast("Q")
         self._views = (slot_words, slots, self._words, whole)
-        self.store = AssociationStore(slots, slot_words, key, SocketPaths(), self._reserve)
+        self.store = AssociationStore(slots, slot_words, key, paths, self._reserve)
 
     def begin(self, boot: int, wall: float) -> None:
         """Mark the file as open, on the disk too, and look at what is in it.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -19,10 +21,12 @@ from coapgate.association_file.header import (
     parse_header,
     which_file,
 )
-from coapgate.association_file.mapping import STEP, Allocate, MappedFile, map_file
+from coapgate.association_file.mapping import STEP, Allocate, MappedFile
 from coapgate.association_file.ownership import OwnedFile
+from coapgate.association_file.paths import SocketPaths
+from coapgate.association_file.renewal import renew
 from coapgate.dtls.store import AssociationStore
-from coapgate.dtls.store_format import SLOT_LENGTH, SLOT_WORDS
+from coapgate.dtls.store_format import SLOT_LENGTH, SLOT_WORDS, PathCodec
 from coapgate.errors import StartError, StoreDamaged
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -54,6 +58,22 @@ def read_boot_id(source: Path = BOOT_ID) -> str:
         return os.urandom(16).hex()
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """How the file is to be; `boot` is a `boot_value`, `wall` Unix seconds."""
+
+    capacity: int
+    keys: StoreKeys
+    paths: PathCodec
+    boot: int
+    wall: float
+    allocate: Allocate
+
+    def fresh_header(self) -> Header:
+        """Of a file with nothing in it."""
+        return Header(self.keys.newest_key_id(), os.urandom(SALT_LENGTH), self.boot)
+
+
 @contextmanager
 def open_associations(
     path: Path,
@@ -62,21 +82,24 @@ def open_associations(
     *,
     boot_id: str,
     wall: float,
+    binds: Sequence[tuple[str, int]] | None = None,
     allocate: Allocate = os.posix_fallocate,
 ) -> Iterator[AssociationStore]:
     """Own the file while the context is open; the store has been checked, `recover` from it.
 
-    It has at least `capacity` slots. What cannot be trusted is set aside and a new file begun; what
-    the machine may have lost is dropped. At the end everything is synced, and only then said to be
-    closed in good order. `wall` is Unix seconds.
+    It has at least `capacity` slots. What goes on does so in a new file under the same name. What
+    cannot be trusted is set aside and a new file begun; what the machine may have lost is dropped.
+    At the end everything is synced, and only then said to be closed in good order. `wall` is Unix
+    seconds, `binds` as in `SocketPaths`.
 
     Raises StartError if another process owns the file or it cannot be written, and what `keys`
     raises.
     """
+    wanted = _Wanted(capacity, keys, SocketPaths(binds), boot_value(boot_id), wall, allocate)
     file = OwnedFile(path)
     file.open()
     try:
-        mapped = _open(file, capacity, keys, boot_value(boot_id), wall, allocate)
+        mapped = _open(file, wanted)
         try:
             yield mapped.store
         finally:
@@ -85,15 +108,13 @@ def open_associations(
         file.close()
 
 
-def _open(
-    file: OwnedFile, capacity: int, keys: StoreKeys, boot: int, wall: float, allocate: Allocate
-) -> MappedFile:
+def _open(file: OwnedFile, wanted: _Wanted) -> MappedFile:
     try:
-        return _open_as_it_is(file, capacity, keys, boot, wall, allocate)
+        return _open_as_it_is(file, wanted)
     except StoreDamaged as error:
         file.set_aside(str(error))
     try:
-        return _open_as_it_is(file, capacity, keys, boot, wall, allocate)
+        return _open_as_it_is(file, wanted)
     except StoreDamaged as error:
         raise StartError(
             f"association file {str(file.path)!r} {error}, although it is new",
@@ -101,33 +122,42 @@ def _open(
         ) from error
 
 
-def _open_as_it_is(
-    file: OwnedFile, capacity: int, keys: StoreKeys, boot: int, wall: float, allocate: Allocate
-) -> MappedFile:
+def _open_as_it_is(file: OwnedFile, wanted: _Wanted) -> MappedFile:
     """Raises StoreDamaged if what is there cannot be trusted."""
     file.check_access()
     try:
-        header = _read_header(file, boot)
-        if header is None:
-            header = _write_header(file.descriptor, keys.newest_key_id(), boot)
-        key = keys.derive_key(header.key_id, header.salt)
-        if key is None:
-            raise StoreDamaged(
-                f"is encrypted under key {header.key_id.hex()}, "
-                "which the key file of the registry does not hold"
-            )
-        memory = map_file(file.descriptor, max(capacity, _slots(file.descriptor)))
-        mapped = MappedFile(file, memory, key, header.reserved, allocate)
+        header = _read_header(file, wanted.boot)
         try:
-            mapped.begin(boot, wall)
-        except BaseException:
-            mapped.release()
-            raise
+            return _go_on(file, header or wanted.fresh_header(), wanted)
+        except OSError as error:
+            # A full disk is no reason to serve nobody.
+            if header is None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            _warn_of_dropped(file, header, f"there is no room to copy them: {error.strerror}")
+            return _go_on(file, wanted.fresh_header(), wanted)
     except OSError as error:
         raise StartError(
             f"association file {str(file.path)!r} cannot be written: {error.strerror}",
             "make room for it, or set `dtls.association_store` to another place",
         ) from error
+
+
+def _go_on(file: OwnedFile, header: Header, wanted: _Wanted) -> MappedFile:
+    """In a new file, with the slots that `header` reserves. Raises StoreDamaged, OSError."""
+    key = wanted.keys.derive_key(header.key_id, header.salt)
+    if key is None:
+        raise StoreDamaged(
+            "is of another registry, or encrypted under a key that the key file does not hold"
+        )
+    slots = max(wanted.capacity, _slots(file.descriptor))
+    renew(file, header, slots, wanted.allocate)
+    memory = mmap.mmap(file.descriptor, HEADER_LENGTH + slots * SLOT_LENGTH)
+    mapped = MappedFile(file, memory, key, header.reserved, wanted.allocate, wanted.paths)
+    try:
+        mapped.begin(wanted.boot, wanted.wall)
+    except BaseException:
+        mapped.release()
+        raise
     return mapped
 
 
@@ -141,32 +171,25 @@ def _read_header(file: OwnedFile, boot: int) -> Header | None:
     if header.file != which_file(descriptor):
         raise StoreDamaged("is a copy: what it holds may have been used since it was made")
     if header.boot not in (CLOSED, boot):
-        if count := _count(descriptor, header.reserved):
-            log.warning(
-                "associations dropped",
-                extra={
-                    "file": str(file.path),
-                    "count": count,
-                    "reason": "the machine went down while they were in use",
-                    "hint": "their devices do a handshake again",
-                },
-            )
-        os.ftruncate(descriptor, 0)
+        _warn_of_dropped(file, header, "the machine went down while they were in use")
         return None
     if (size - HEADER_LENGTH) % SLOT_LENGTH or _slots(descriptor) < header.reserved:
         raise StoreDamaged("is damaged: it was cut short")
     return header
 
 
-def _write_header(descriptor: int, key_id: bytes, boot: int) -> Header:
-    """In an empty file, and on the disk: half of it would be taken for damage."""
-    header = Header(key_id, os.urandom(SALT_LENGTH), which_file(descriptor), boot)
-    os.fchmod(descriptor, 0o600)  # a umask may have taken more than it should
-    if os.pwrite(descriptor, header.encode(), 0) != HEADER_LENGTH:
-        os.ftruncate(descriptor, 0)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    os.fsync(descriptor)
-    return header
+def _warn_of_dropped(file: OwnedFile, header: Header, reason: str) -> None:
+    """If there are any."""
+    if count := _count(file.descriptor, header.reserved):
+        log.warning(
+            "associations dropped",
+            extra={
+                "file": str(file.path),
+                "count": count,
+                "reason": reason,
+                "hint": "their devices do a handshake again",
+            },
+        )
 
 
 def _slots(descriptor: int) -> int:

@@ -1,4 +1,4 @@
-"""A file that one process owns, and that is put aside if nobody may trust it.
+"""A file that one process owns, that gives way to another one or is put aside.
 
 The lock (flock) is the file's own, is held for as long as the file is open, and ends with the
 process however that ends.
@@ -10,7 +10,8 @@ import fcntl
 import logging
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from coapgate.errors import StartError, StoreDamaged
@@ -73,6 +74,38 @@ class OwnedFile:
         self.close()  # only now: whoever opens that name from here on opens another file
         self.open()
 
+    @contextmanager
+    def renewed(self) -> Iterator[int]:
+        """Write another file, empty at first, that takes the place of this one at the end.
+
+        Yields its descriptor. It is locked before it has the name, and on the disk; this one keeps
+        its lock until then, and is never written. If the context raises nothing has happened.
+
+        Raises StartError, OSError.
+        """
+        path = self.path.with_name(f"{self.path.name}.new")
+        with suppress(FileNotFoundError):  # of a process that was killed here
+            _check_regular(path, os.lstat(path))
+            path.unlink()
+        descriptor = os.open(path, _FLAGS | os.O_EXCL, 0o600)
+        try:
+            _lock(path, descriptor)
+            os.fchmod(descriptor, 0o600)  # a umask may have taken more than it should
+            yield descriptor
+            os.fsync(descriptor)
+            if not _is_there(self.path, self.descriptor):
+                raise _is_always_another(self.path)
+            path.rename(self.path)
+            # Else the one before might be there again after a crash, as if it had not been used.
+            _sync_folder(self.path.parent)
+        except BaseException:
+            os.close(descriptor)
+            with suppress(FileNotFoundError):
+                path.unlink()
+            raise
+        self.close()
+        self.descriptor = descriptor
+
     def close(self) -> None:
         """Close the file, which unlocks it."""
         if self.descriptor >= 0:
@@ -95,8 +128,12 @@ def _open_and_lock(path: Path) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
-    raise StartError(
-        f"association file {str(path)!r} is another one each time it is opened",
+    raise _is_always_another(path)
+
+
+def _is_always_another(path: Path) -> StartError:
+    return StartError(
+        f"association file {str(path)!r} is another one each time it is looked at",
         "stop whatever renames or deletes it",
     )
 
@@ -125,6 +162,14 @@ def _is_there(path: Path, descriptor: int) -> bool:
         return os.path.samestat(os.lstat(path), os.fstat(descriptor))
     except FileNotFoundError:
         return False
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _set_aside(path: Path) -> Path:

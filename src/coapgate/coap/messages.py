@@ -80,7 +80,7 @@ class MessageLayer(Generic[A]):
         rng: random.Random | None = None,
         *,
         prove_path: Callable[[A], None] | None = None,
-        answered: Callable[[A, int, bytes], None] | None = None,
+        answered: Callable[[A, int, bytes, float], None] | None = None,
     ) -> None:
         settings = settings or Settings()
         reliability = settings.reliability
@@ -250,6 +250,7 @@ class MessageLayer(Generic[A]):
                 transmission = self._transmissions.take(endpoint, message_id)
             if transmission is None:
                 self.counts.ignored += 1
+                self._proofs.missed(endpoint.association)
                 return
             self._proofs.answered(endpoint.association, transmission, kind)
             if kind == RST and transmission.exchange is not None:
@@ -321,5 +322,5 @@ def _ignore_proof(association: Association) -> None:
     """Paths are none of the caller's business."""
 
 
-def _ignore_answer(association: Association, message_id: int, octets: bytes) -> None:
+def _ignore_answer(association: Association, message_id: int, octets: bytes, left: float) -> None:
     """Nothing outlives the caller."""

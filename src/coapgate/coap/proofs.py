@@ -11,8 +11,8 @@ that was sent nowhere else, and that cannot be guessed:
 As few devices know Echo, whatever has to be withheld makes us send a ping too (RFC 7252 section
 4.3): every device answers that.
 
-A device that forges its own address can guess: one in 65,536 datagrams names the message ID of a
-ping. What it then may aim at others is bounded by its rate, as what it asks for at home is.
+A device that forges its own address could guess: one in 65,536 datagrams names the message ID of a
+ping. After a few that do not, only an Echo value proves that path.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from coapgate.coap.counts import Counts
 from coapgate.coap.endpoint import A, Endpoint
 from coapgate.coap.header import HEADER, RST, ping
 from coapgate.coap.transmissions import Transmission, Transmissions
+
+MAX_MISSES = 8
+"""ACKs and RSTs from an unproven path that name no message of ours, until none proves it."""
 
 
 class PathProofs(Generic[A]):
@@ -40,9 +43,15 @@ class PathProofs(Generic[A]):
     def answered(self, association: A, transmission: Transmission[A], kind: int) -> None:
         """An ACK or RST, by `kind`, ended a message of ours."""
         # Made for an earlier path, it may have been read there: only this very one counts.
-        if transmission.proves is not None and transmission.proves is association.unproven:
+        path = transmission.proves
+        if path is not None and path is association.unproven and path.misses < MAX_MISSES:
             self._count("reset" if kind == RST else "ack")
             self._prove(association)
+
+    def missed(self, association: A) -> None:
+        """An ACK or RST named no message of ours: it may have been a guess."""
+        if association.unproven is not None:
+            association.unproven.misses += 1
 
     def echoed(self, association: A, value: bytes) -> None:
         """A request has an Echo option."""

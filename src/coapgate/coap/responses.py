@@ -36,8 +36,9 @@ class Responses(Generic[A]):
     """Piggybacked on the ACK if in time, else separate; a repetition gets the same again.
 
     `answered` is told what would answer a repetition after a restart, before the response leaves:
-    an association, the request's message ID, and an ACK, or nothing for a NON. It is not told of
-    content: a GET may be carried out again.
+    an association, the request's message ID, an ACK, or nothing for a NON, and for how many seconds
+    more that message ID means this request. It is not told of content: a GET may be carried out
+    again.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Responses(Generic[A]):
         exchanges: Exchanges[A],
         transmissions: Transmissions[A],
         proofs: PathProofs[A],
-        answered: Callable[[A, int, bytes], None],
+        answered: Callable[[A, int, bytes, float], None],
         counts: Counts,
     ) -> None:
         self._transmit = transmit
@@ -96,7 +97,7 @@ class Responses(Generic[A]):
             kept = octets if state != UNRELIABLE else b""
             if payload and len(kept) > MAX_REMEMBERED_LENGTH:
                 kept = kept[: HEADER.size + len(token) + len(options)]
-            self._answered(association, message_id, kept)
+            self._answered(association, message_id, kept, expires_at - now)
         if state == UNANSWERED:
             exchanges[message_id] = finished(expires_at, octets)
             self._transmit(association, octets, now)
@@ -165,7 +166,7 @@ class Responses(Generic[A]):
         self._counts.silences += 1
         kept = b"" if state == UNRELIABLE else empty_ack(message_id)
         exchanges[message_id] = finished(expires_at, kept)
-        self._answered(endpoint.association, message_id, kept)
+        self._answered(endpoint.association, message_id, kept, expires_at - now)
         if state == UNANSWERED:
             # No-Response is about responses; a CON is acknowledged all the same (RFC 7967 2).
             self._transmit(endpoint.association, kept, now)

@@ -19,6 +19,8 @@ EphemeralKey = ec.EllipticCurvePrivateKey | x25519.X25519PrivateKey
 CERTIFICATE_TYPES = bytes((m.ECDSA_SIGN, m.RSA_SIGN))
 """ecdsa_sign stands for Ed25519 too (RFC 8422 section 5.5)."""
 
+_REQUEST = m.CertificateRequest(CERTIFICATE_TYPES, tuple(SCHEMES)).encode()
+
 
 class Flight4(NamedTuple):
     """Type and body of each message in its order; `ephemeral` is None with a PSK."""
@@ -49,13 +51,12 @@ def compose(
         return Flight4(((T.SERVER_HELLO, hello.encode()), done), None)
     assert certificate is not None
     exchange, ephemeral = _sign_exchange(chosen, certificate, client_random + server_random)
-    request = m.CertificateRequest(CERTIFICATE_TYPES, tuple(SCHEMES))
     return Flight4(
         (
             (T.SERVER_HELLO, hello.encode()),
             (T.CERTIFICATE, m.encode_certificate(certificate.chain)),
             (T.SERVER_KEY_EXCHANGE, exchange.encode()),
-            (T.CERTIFICATE_REQUEST, request.encode()),
+            (T.CERTIFICATE_REQUEST, _REQUEST),
             done,
         ),
         ephemeral,

@@ -38,9 +38,9 @@ from coapgate.dtls.fragments import Reassembly
 from coapgate.dtls.messages import HandshakeType as T
 from coapgate.dtls.negotiation import Parameters, ServerCertificate, negotiate
 from coapgate.dtls.possession import Possession
-from coapgate.dtls.records import ContentType, Record, encode
+from coapgate.dtls.records import HEADER_LENGTH, ContentType, Record, encode
 from coapgate.dtls.signatures import PublicKey
-from coapgate.dtls.suites import KeyExchange
+from coapgate.dtls.suites import KeyExchange, Suite
 from coapgate.dtls.trials import Proof, Trials
 from coapgate.errors import ALERTS, Alert, MalformedMessage, Reason, Refused
 from coapgate.model import MAX_IDENTITY_LENGTH, MAX_KEYS_PER_IDENTITY, Identity, Path
@@ -54,6 +54,9 @@ POINT_INTERVAL = 0.25
 """Seconds after a point that cannot be until another is looked at: each costs as much as an ECDHE
 hello, of which an address has only so many."""
 MAX_PLAINTEXT = 1 << 14
+MIN_PLAINTEXT = 64
+"""Octets that a record to a peer must have room for: a client's Connection ID that leaves less is
+not agreed on."""
 
 _FATAL = 2
 
@@ -334,7 +337,11 @@ class ServerHandshake:
         self._record(T.CLIENT_HELLO, body)
         self._server_random = self._random(m.RANDOM_LENGTH)
         if chosen.offer.connection_id is not None:
-            self.connection_id = self._draw_connection_id()
+            if self._has_room_for(chosen.offer.connection_id, chosen.suite):
+                self.connection_id = self._draw_connection_id()
+            else:
+                chosen = chosen._replace(offer=chosen.offer._replace(connection_id=None))
+                self._parameters = chosen
         answer = flight4.compose(
             chosen,
             self._settings.certificate,
@@ -347,6 +354,11 @@ class ServerHandshake:
         self._flight = Flight(flight, self._settings.retransmission_time, now)
         self._send_flight()
         return (State.AWAIT_CERTIFICATE if with_ecdhe else State.AWAIT_CLIENT_KEY_EXCHANGE), None
+
+    def _has_room_for(self, connection_id: bytes, suite: Suite) -> bool:
+        """Whether datagrams to a peer with this one could still carry a message."""
+        header = HEADER_LENGTH + len(connection_id) + 1
+        return self._settings.max_datagram - header - suite.overhead >= MIN_PLAINTEXT
 
     def _on_certificate(self, body: bytes, now: float) -> _Transition:
         octets = self._transcript.octets

@@ -15,12 +15,14 @@ class UnprovenPath:
     how many octets of datagrams may still be sent to it. Mutable; every move makes a new one.
     """
 
-    __slots__ = ("credit", "echo")
+    __slots__ = ("credit", "echo", "misses")
 
     def __init__(self, received: int, echo: bytes) -> None:
         """`received` is the octets of the datagram that moved the association here."""
         self.credit = AMPLIFICATION * received
         self.echo = echo
+        self.misses = 0
+        """Answers from there to what was never sent: guesses, maybe."""
 
     def __repr__(self) -> str:
         return f"<UnprovenPath credit={self.credit}>"

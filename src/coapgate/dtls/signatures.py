@@ -77,13 +77,20 @@ SCHEMES: dict[int, Scheme] = {
 """By code, in our order of preference; no SHA-1."""
 
 
+# To ask a private key for its public one costs as much as all the rest of a choice.
+_SIGNERS: dict[type[PublicKey], type[PrivateKey]] = {
+    ec.EllipticCurvePublicKey: ec.EllipticCurvePrivateKey,
+    rsa.RSAPublicKey: rsa.RSAPrivateKey,
+    ed25519.Ed25519PublicKey: ed25519.Ed25519PrivateKey,
+}
+
+
 def choose(key: PrivateKey, offered: tuple[int, ...] | None) -> Scheme | None:
     """The first scheme of ours that the peer offers and `key` can make.
 
     None if there is none, or if nothing was offered: that means SHA-1 (RFC 5246 7.4.1.4.1).
     """
-    public = key.public_key()
     for scheme in SCHEMES.values():
-        if isinstance(public, scheme.key) and offered is not None and scheme.code in offered:
+        if offered is not None and scheme.code in offered and isinstance(key, _SIGNERS[scheme.key]):
             return scheme
     return None

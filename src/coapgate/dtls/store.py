@@ -38,7 +38,8 @@ RETRY_TIME = 60
 """Seconds until more room is asked for again that was refused."""
 
 _BLANK = bytes(f.SLOT_LENGTH - f.WORD_LENGTH)
-_LATEST = (1 << 32) - 1
+_LATEST = (1 << 32) - 1000
+"""Unix seconds that leave room for what expires after them."""
 
 # The two that are called for every request look nothing up in another module.
 _WORDS, _NEWEST, _SEEN_AT = f.SLOT_WORDS, f.NEWEST, f.SEEN_AT
@@ -253,17 +254,19 @@ class AssociationStore:
         if slot >= 0:
             self._words[slot * _WORDS + f.LEASED] = f.word(sequence + LEASE - 1)
 
-    def answered(self, slot: int, message_id: int, octets: bytes) -> None:
+    def answered(self, slot: int, message_id: int, octets: bytes, left: float) -> None:
         """A request is answered; call before it is. `octets` answer a repetition of it.
 
-        Longer ones than 21 octets are not kept; what the same message ID got before is forgotten.
+        It is the one to that message ID for `left` seconds more, cut to whole ones: the device may
+        use it anew then. Longer ones than 21 octets are not kept; what the same message ID got
+        before is forgotten.
         """
         if slot < 0:
             return
         at = slot * _LENGTH + _ANSWERS_AT + (message_id & 3) * _ANSWER_LENGTH
         length = len(octets)
         if length <= _MAX_ANSWER:
-            body = _pack_answer(self.wall, message_id, length, octets)
+            body = _pack_answer(self.wall + int(left), message_id, length, octets)
             self._octets[at : at + _ANSWER_LENGTH] = _pack_checksum(_crc32(body)) + body
         else:
             before = f.parse_answer(bytes(self._octets[at : at + _ANSWER_LENGTH]))

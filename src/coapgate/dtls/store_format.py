@@ -9,8 +9,8 @@ Every association has a slot of 512 octets, in the order of octets of the machin
         24       8  word: when it was last heard, Unix seconds
         32       8  word: which copy of the path is in use (bit 0), whether it is proven (bit 1)
         40      64  two copies of the path: 28 octets of a `PathCodec`, CRC-32
-       104     128  four answers, by the lowest bits of the message ID: CRC-32, Unix seconds (4),
-                    message ID (2), length (1), 21 octets
+       104     128  four answers, by the lowest bits of the message ID: CRC-32, when it expires in
+                    Unix seconds (4), message ID (2), length (1), 21 octets
        232     280  what never changes, sealed: nonce (12), AES-256-GCM with a tag of 16
 
 A word is a value of 48 bits, and 16 bits by which damage shows: any one octet that is not what it
@@ -94,10 +94,13 @@ class Established:
 
 
 class Answer(NamedTuple):
-    """What a repeated request is answered with; empty: with nothing. `at` is Unix seconds."""
+    """What a repeated request is answered with; empty: with nothing.
+
+    From `expires_at` on (Unix seconds) the message ID means another request.
+    """
 
     message_id: int
-    at: int
+    expires_at: int
     octets: bytes
 
 
@@ -115,13 +118,15 @@ def value_of(stored: int) -> int:
 
 
 def encode_established(established: Established) -> bytes | None:
-    """252 octets; None if it is longer.
+    """252 octets; None if it is longer, or the limit on plaintexts not of 16 bits.
 
     There is room for whatever AES-128 suites and names of 121 characters for tenant and device
     together make; 113 with a Connection ID of 8 octets for the peer, too.
     """
     identity = established.identity
     assert len(established.id) == ID_LENGTH
+    if not 0 <= established.max_plaintext <= 0xFFFF:
+        return None
     content = _FIXED.pack(
         established.id,
         established.suite,
@@ -206,10 +211,12 @@ def parse_slot(octets: bytes) -> Slot:
 
 
 def parse_answers(octets: bytes) -> tuple[Answer, ...]:
-    """Those that are there, the oldest first."""
+    """Those that are there, those that expire first first."""
     places = range(0, len(octets), ANSWER_LENGTH)
     found = (parse_answer(octets[at : at + ANSWER_LENGTH]) for at in places)
-    return tuple(sorted((answer for answer in found if answer), key=lambda answer: answer.at))
+    return tuple(
+        sorted((answer for answer in found if answer), key=lambda answer: answer.expires_at)
+    )
 
 
 def parse_answer(octets: bytes) -> Answer | None:
@@ -217,5 +224,5 @@ def parse_answer(octets: bytes) -> Answer | None:
     body = octets[CHECKSUM.size :]
     if octets[: CHECKSUM.size] != CHECKSUM.pack(zlib.crc32(body)):
         return None
-    at, message_id, length, padded = ANSWER_BODY.unpack(body)
-    return Answer(message_id, at, padded[:length])
+    expires_at, message_id, length, padded = ANSWER_BODY.unpack(body)
+    return Answer(message_id, expires_at, padded[:length])

@@ -259,11 +259,14 @@ class Traffic:
         if self._store is not None:
             self._store.begin(wall)
 
-    def remember_answer(self, association: Association, message_id: int, octets: bytes) -> None:
-        """Keep the answer to a request, so that its repetition gets the same after a restart."""
+    def remember_answer(
+        self, association: Association, message_id: int, octets: bytes, left: float
+    ) -> None:
+        """Keep the answer to a request, so that its repetition gets the same after a restart, for
+        `left` seconds more."""
         if association.slot >= 0:
             assert self._store is not None
-            self._store.answered(association.slot, message_id, octets)
+            self._store.answered(association.slot, message_id, octets, left)
 
     def recover(self, recovered: Recovered, idle: float, now: float) -> Association | None:
         """Take up an association of an earlier process, not heard of for `idle` seconds.

@@ -45,6 +45,12 @@ SELECT {_DEVICE}, d.added_at,
 FROM device AS d"""
 
 
+def registry_id(connection: Connection) -> bytes:
+    """16 octets, which no other registry has."""
+    own: bytes = connection.execute("SELECT id FROM registry").fetchone()[0]
+    return own
+
+
 def find_device(connection: Connection, tenant: Tenant, device: DeviceId) -> Device | None:
     row = connection.execute(
         f"SELECT {_DEVICE} FROM device AS d WHERE tenant = ? AND device = ?", (tenant, device)

@@ -92,10 +92,13 @@ class SqliteRegistry:
         path = schema.parse_url(url, base)
         writer = schema.connect(path, create=create, busy_timeout=write_timeout)
         try:
-            vault = Vault(key_file)
+            vault = Vault(key_file, reading.registry_id(writer))
             if verify_key_file:
                 vault.verify(writer)
             reader = schema.connect_reader(path, _READ_TIMEOUT)
+        except sqlite3.Error as error:
+            writer.close()
+            raise schema.unavailable(error, path) from error
         except BaseException:
             writer.close()
             raise
@@ -180,23 +183,24 @@ class SqliteRegistry:
     # What an association store asks, once at the start of a gateway.
 
     def newest_key_id(self) -> bytes:
-        """Which key of the key file to derive from; 8 octets.
+        """Which key of the key file to derive from, in this registry; 8 octets.
 
-        The file is made if there is none, unless the registry holds a secret that needs the one
-        there was.
+        Another registry beside the same key file knows none of this one's ids. The file is made
+        if there is none, unless the registry holds a secret that needs the one there was.
 
         Raises KeyFileError, RegistryUnavailable.
         """
         with self._writing() as connection:
             self._vault.read(connection, create=True)
-        newest = self._vault.newest
+        newest = self._vault.newest_root
         assert newest is not None, "a key file holds a key"
         return newest
 
     def derive_key(self, key_id: bytes, salt: bytes) -> bytes | None:
         """The key (32 octets) that associations are encrypted under; None: that id is unknown.
 
-        `key_id` may be that of any key in the key file, which is never made here.
+        `key_id` is what `newest_key_id` of this registry says, or said, of any key that is in the
+        key file, which is never made here.
 
         Raises KeyFileError, RegistryUnavailable.
         """

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 from pathlib import Path
 
 from coapgate.errors import KeyFileError
 from coapgate.registry.keyfile import create_key_file, load_key_file
-from coapgate.registry.wrapping import Keyring
+from coapgate.registry.wrapping import KEY_ID_LENGTH, Keyring
 
 
 class Vault:
     """Wraps and unwraps secrets of one registry. Mutable: the keyring, read again when short."""
 
-    def __init__(self, path: Path) -> None:
-        """`path` of the key file, which need not exist yet."""
+    def __init__(self, path: Path, registry_id: bytes) -> None:
+        """`path` of the key file, which need not exist yet; 16 octets that tell the registry."""
         self._path = path
+        self._registry_id = registry_id
         self._keyring = Keyring()
 
     def verify(self, connection: sqlite3.Connection) -> None:
@@ -60,13 +62,21 @@ class Vault:
             self._keyring = Keyring(create_key_file(self._path))
 
     @property
-    def newest(self) -> bytes | None:
-        """The id of the newest key that was read; None: none was yet."""
-        return self._keyring.newest
+    def newest_root(self) -> bytes | None:
+        """The root id (8 octets) of the newest key that was read; None: none was yet.
 
-    def derive(self, key_id: bytes, salt: bytes, purpose: bytes) -> bytes | None:
-        """As `Keyring.derive`, from the keys that were read."""
-        return self._keyring.derive(key_id, salt, purpose)
+        What `derive` knows a key of the key file by. Another registry beside the same key file
+        knows it by another, and derives other keys from it.
+        """
+        newest = self._keyring.newest
+        return None if newest is None else self._root_id(newest)
+
+    def derive(self, root_id: bytes, salt: bytes, purpose: bytes) -> bytes | None:
+        """As `Keyring.derive`, from a key that was read, for this registry alone."""
+        for key_id in self._keyring.ids:
+            if self._root_id(key_id) == root_id:
+                return self._keyring.derive(key_id, salt, purpose + self._registry_id)
+        return None
 
     def wrap(self, secret: bytes, tenant: str, device: str, identity: bytes) -> bytes:
         """Seal a secret; `prepare` comes first."""
@@ -82,6 +92,10 @@ class Vault:
             # The command line made the file, or added a key to it, while we were running.
             self._keyring = Keyring(load_key_file(self._path))
         return self._keyring.unwrap(wrapped, tenant, device, identity)
+
+    def _root_id(self, key_id: bytes) -> bytes:
+        own = b"coapgate registry root id" + self._registry_id + key_id
+        return hashlib.sha256(own).digest()[:KEY_ID_LENGTH]
 
     def _load(self, connection: sqlite3.Connection) -> None:
         keyring = Keyring(load_key_file(self._path))

@@ -69,6 +69,11 @@ class Keyring:
         """The id of the key that seals; None: there is none."""
         return self._newest and self._newest.removeprefix(_VERSION)
 
+    @property
+    def ids(self) -> tuple[bytes, ...]:
+        """Of all keys, newest last."""
+        return tuple(self._keys)
+
     def holds(self, key_id: bytes) -> bool:
         return key_id in self._keys
 
