@@ -20,7 +20,6 @@ from coapgate.errors import CertificateError, Reason, Refused
 from coapgate.model import DeviceIdSource, Tenant, TrustAnchor
 from coapgate.pki.chains import (
     MAX_CERTIFICATES,
-    MAX_KNOWN_EDGES,
     MAX_UNPROVEN_SIZE,
     ChainVerifier,
     VerifiedChain,
@@ -39,6 +38,7 @@ from coapgate.pki.factory import (
     common_name,
     key_usage,
 )
+from coapgate.pki.intermediates import MAX_KNOWN
 from tests.peers import require
 from tests.pki import der
 
@@ -791,11 +791,70 @@ def test_a_verifier_gives_the_same_answer_every_time() -> None:
             verifier.verify(good, WALL + LIFETIME + DAY)
 
 
+def test_what_is_known_of_intermediates_is_not_known_of_leaves_times_or_positions() -> None:
+    root = create()
+    upper = root.intermediate("Upper", profile=replace(AUTHORITY, path_length=1))
+    lower = upper.intermediate("Lower", profile=replace(AUTHORITY, not_after=WALL + DAY))
+    verifier = ChainVerifier((trust(root),))
+    good = lower.issue_device("sensor-7").chain
+    assert verifier.verify(good, WALL).value == "sensor-7"
+    lowest = lower.intermediate("Lowest")
+    forged = replace(lower, key=create().key).issue_device("sensor-7").chain
+    odd = replace(DEVICE, extensions=((UNKNOWN, True),))
+
+    assert verifier.verify(lower.issue_device("sensor-8").chain, WALL + DAY).value == "sensor-8"
+    for chain, wall, reason in (
+        (forged, WALL, "untrusted"),
+        (lower.issue_device("sensor-7", profile=odd).chain, WALL, "untrusted"),
+        (good, WALL + DAY + 1, "expired"),
+        (lowest.issue_device("sensor-7").chain, WALL, "path_length"),
+        (good[1:], WALL, "wrong_usage"),
+        ((*good[:2], create("Acme Root").intermediate("Upper").chain[0]), WALL, "untrusted"),
+        (good[:2], WALL, "untrusted"),
+    ):
+        for _ in range(2):
+            with pytest.raises(Refused, match=reason):
+                verifier.verify(chain, wall)
+
+
+def test_known_intermediates_prove_nothing_to_another_anchor() -> None:
+    root, other = create("Root CA"), create("Root CA")
+    verifier = ChainVerifier((trust(root, "one"), trust(other, "other")))
+    factory = root.intermediate("Factory")
+    twin = replace(
+        factory,
+        chain=(
+            other.sign(
+                factory.certificate.subject, signing_key(factory).public_key(), AUTHORITY
+            ).public_bytes(serialization.Encoding.DER),
+        ),
+    )
+
+    for _ in range(2):
+        assert verifier.verify(factory.issue_device("a").chain, WALL).anchor.name == "one"
+        assert verifier.verify(twin.issue_device("a").chain, WALL).anchor.name == "other"
+
+
+@pytest.mark.parametrize("place", ["nearest", "above", "the anchor"])
+def test_name_constraints_are_judged_for_each_leaf_however_often_they_were_seen(place: str) -> None:
+    constrained = replace(AUTHORITY, extensions=((NAMES, True),))
+    root = create(profile=constrained if place == "the anchor" else AUTHORITY)
+    upper = root.intermediate("Upper", profile=constrained if place == "above" else AUTHORITY)
+    lower = upper.intermediate("Lower", profile=constrained if place == "nearest" else AUTHORITY)
+    verifier = ChainVerifier((trust(root),))
+    evil = replace(DEVICE, alternative_names=(x509.DNSName("evil.example"),))
+
+    for _ in range(3):
+        assert verifier.verify(lower.issue_device("a").chain, WALL).value == "a"
+        with pytest.raises(Refused, match="untrusted"):
+            verifier.verify(lower.issue_device("a", profile=evil).chain, WALL)
+
+
 def test_any_number_of_intermediates_is_served() -> None:
     root = create()
     verifier = ChainVerifier((trust(root),))
 
-    for number in range(MAX_KNOWN_EDGES + 2):
+    for number in range(MAX_KNOWN + 2):
         chain = root.intermediate(f"Factory {number}").issue_device("sensor-7").chain
         assert verifier.verify(chain, WALL).value == "sensor-7"
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ed25519
-from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from coapgate.errors import Reason, Refused
 from coapgate.model import DeviceIdSource, is_name
@@ -27,15 +27,19 @@ MAX_CERTIFICATE_SIZE = 16384
 MAX_SHOWN = 64
 """Characters of a peer's text in a detail."""
 
+CLIENT_PURPOSES = frozenset(
+    {ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE}
+)
+
 VERSION_TAG = 0xA0
 """Of the optional first field of a TBSCertificate: [0], constructed."""
 
-HANDLED_EXTENSIONS = frozenset(
+HANDLED_EXTENSIONS: frozenset[type[x509.ExtensionType]] = frozenset(
     {
-        ExtensionOID.BASIC_CONSTRAINTS,
-        ExtensionOID.KEY_USAGE,
-        ExtensionOID.EXTENDED_KEY_USAGE,
-        ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
+        x509.BasicConstraints,
+        x509.KeyUsage,
+        x509.ExtendedKeyUsage,
+        x509.SubjectAlternativeName,
     }
 )
 """What is judged here; another one that is critical is left to the verifier."""
@@ -62,8 +66,9 @@ class Certificate(NamedTuple):
 class Statements:
     """What a certificate says about itself; times are Unix seconds, faults are "" where none is.
 
-    `path_length` is None for any. `usage` and `purposes` are None where the extension is absent.
-    `has_constraints`: NameConstraints, or a critical extension that is not handled here.
+    `path_length` is None for any. `usage` is None where the extension is absent. `serves_clients`
+    is whether ExtendedKeyUsage permits clientAuth, or is absent. `has_constraints`:
+    NameConstraints, or a critical extension that is not handled here.
     """
 
     version: x509.Version
@@ -74,7 +79,7 @@ class Statements:
     is_ca: bool
     path_length: int | None
     usage: x509.KeyUsage | None
-    purposes: x509.ExtendedKeyUsage | None
+    serves_clients: bool
     has_ed25519_key: bool
     has_constraints: bool
 
@@ -213,14 +218,16 @@ def _content(octets: bytes, at: int) -> tuple[int, int]:
 
 
 def _read_statements(certificate: x509.Certificate) -> Statements:
-    extensions = {extension.oid: extension for extension in certificate.extensions}
+    # Only unknown extensions share a type, and of those none is looked for.
+    extensions = {type(extension.value): extension for extension in certificate.extensions}
 
     def get(kind: type[Extension]) -> Extension | None:
-        extension = extensions.get(kind.oid)
-        # A known OID always comes with its own class; the check is for the type checker.
+        extension = extensions.get(kind)
+        # The check is for the type checker.
         return extension.value if extension and isinstance(extension.value, kind) else None
 
     constraints = get(x509.BasicConstraints)
+    purposes = get(x509.ExtendedKeyUsage)
     key = public_key(certificate)
     return Statements(
         version=certificate.version,
@@ -231,22 +238,18 @@ def _read_statements(certificate: x509.Certificate) -> Statements:
         is_ca=constraints is not None and constraints.ca,
         path_length=constraints.path_length if constraints is not None else None,
         usage=get(x509.KeyUsage),
-        purposes=get(x509.ExtendedKeyUsage),
+        serves_clients=purposes is None or not CLIENT_PURPOSES.isdisjoint(purposes),
         has_ed25519_key=isinstance(key, ed25519.Ed25519PublicKey),
-        has_constraints=any(
-            oid == ExtensionOID.NAME_CONSTRAINTS
-            or (extension.critical and oid not in HANDLED_EXTENSIONS)
-            for oid, extension in extensions.items()
+        has_constraints=x509.NameConstraints in extensions
+        or any(
+            extension.critical and type(extension.value) not in HANDLED_EXTENSIONS
+            for extension in certificate.extensions
         ),
     )
 
 
 def _judge_purposes(says: Statements) -> None:
-    if says.purposes is None:
-        return
-    if not {ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE} & set(
-        says.purposes
-    ):
+    if not says.serves_clients:
         raise Refused(Reason.WRONG_USAGE, "ExtendedKeyUsage without clientAuth")
 
 

@@ -37,6 +37,7 @@ from coapgate.pki.certificates import (
     parse_certificate,
     read_statements,
 )
+from coapgate.pki.intermediates import Edge, Intermediate, Intermediates
 from coapgate.pki.keys import UNREADABLE, is_signed_by
 
 MAX_CERTIFICATES = 10
@@ -52,12 +53,6 @@ more. Reading a thousand names costs more than that."""
 
 MAX_CLAIMED_SIZE = 256
 """Octets of a subject that is read for a log, before anything of it is proven."""
-
-MAX_KNOWN_EDGES = 256
-"""Remembered pairs of an intermediate and its issuer."""
-
-Edge = tuple[bytes, bytes]
-"""A certificate and one that may be its issuer, both DER."""
 
 _PERMIT_ALL = verification.ExtensionPolicy.permit_all()
 # The library insists on BasicConstraints for authorities. Whatever the policy, it refuses critical
@@ -88,7 +83,7 @@ class _Anchor:
     trusted: TrustAnchor
     certificate: Certificate
     says: Statements
-    store: verification.Store
+    policy: verification.PolicyBuilder
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +122,7 @@ class ChainVerifier:
     """Verifies chains against trust anchors that are parsed once; build another when they change.
 
     Anchors are verified with one by one, never together; two of one subject and different keys are
-    two anchors. Mutable state: `_known`, which intermediate was signed by which authority, so that
-    the intermediates of a fleet cost their signature once.
+    two anchors. Mutable state: `_known`, the intermediates that were seen beneath them.
     """
 
     def __init__(self, anchors: Sequence[TrustAnchor]) -> None:
@@ -137,7 +131,7 @@ class ChainVerifier:
         for anchor in map(_load_anchor, anchors):
             self._anchors.setdefault(anchor.certificate.subject, []).append(anchor)
         self._max_paths = MAX_PATHS + max(map(len, self._anchors.values()), default=0)
-        self._known: set[Edge] = set()
+        self._known = Intermediates()
 
     def verify(self, chain: Sequence[bytes], wall: float) -> VerifiedChain:
         """Verify a chain, DER and leaf first, at `wall` (Unix seconds).
@@ -154,8 +148,8 @@ class ChainVerifier:
 
     def _verify(self, chain: Sequence[bytes], wall: float) -> VerifiedChain:
         leaf = parse_certificate(chain[0])
-        others, unreadable = _parse_others(chain)
         attempt = _Attempt(wall, self._known)
+        others, unreadable = attempt.parse_others(chain)
         refusal: Refused | None = None
         for path in itertools.islice(self._paths(leaf, others), self._max_paths):
             try:
@@ -189,11 +183,33 @@ class _Attempt:
     Mutable: what was read and verified so far.
     """
 
-    def __init__(self, wall: float, known: set[Edge]) -> None:
+    def __init__(self, wall: float, known: Intermediates) -> None:
         self._wall = wall
+        self._time = datetime.datetime.fromtimestamp(int(wall), datetime.UTC)
         self._known = known
         self._statements: dict[bytes, Statements] = {}
         self._failed: set[Edge] = set()
+
+    def parse_others(self, chain: Sequence[bytes]) -> tuple[list[Certificate], Refused | None]:
+        """What follows the leaf and may issue something, each once.
+
+        One that does not parse is passed over: it matters only if no path is found without it.
+        """
+        others: list[Certificate] = []
+        unreadable: Refused | None = None
+        for octets in dict.fromkeys(chain[1:]):
+            if octets == chain[0]:
+                continue
+            known = self._known.find(octets)
+            if known is not None:
+                self._statements[octets] = known.says
+                others.append(known.certificate)
+                continue
+            try:
+                others.append(parse_certificate(octets))
+            except Refused as refused:
+                unreadable = refused
+        return others, unreadable
 
     def prove(self, path: _Path) -> VerifiedChain:
         """What the path proves. Raises Refused."""
@@ -215,7 +231,9 @@ class _Attempt:
         if any(says.has_ed25519_key for says in statements[1:]):
             self._judge_ourselves(path, statements)
         else:
-            self._ask_verifier(path)
+            self._ask_verifier(path, statements)
+        for certificate, says in zip(path.certificates[1:-1], statements[1:-1], strict=True):
+            self._known.add(Intermediate(certificate, says))
         leaf, trusted = path.certificates[0], path.anchor.trusted
         return VerifiedChain(
             trusted,
@@ -242,15 +260,13 @@ class _Attempt:
         """
         certificate, issuer = path.certificates[index : index + 2]
         edge = (certificate.octets, issuer.octets)
-        if edge in self._known:
+        if self._known.is_signed(edge):
             return
         if edge in self._failed or not is_signed_by(certificate.parsed, issuer.parsed):
             self._failed.add(edge)
             raise Refused(Reason.UNTRUSTED, "a signature of the chain does not hold")
         if index > 0:
-            if len(self._known) >= MAX_KNOWN_EDGES:
-                self._known.clear()
-            self._known.add(edge)
+            self._known.add_signed(edge)
 
     def _judge_ourselves(self, path: _Path, statements: Sequence[Statements]) -> None:
         """Prove a path with an Ed25519 issuer, which the verifier does not know.
@@ -262,21 +278,30 @@ class _Attempt:
             raise Refused(Reason.UNTRUSTED, "constraints beneath an Ed25519 issuer")
         self._require_signature(path, 0)
 
-    def _ask_verifier(self, path: _Path) -> None:
+    def _ask_verifier(self, path: _Path, statements: Sequence[Statements]) -> None:
+        """Let the verifier judge a path, or its leaf alone if it knows what is above that.
+
+        It is asked about the same way again only if that can change its answer: the signatures
+        above the leaf hold for ever, times, path lengths and usages were judged by our own rules
+        just now, and constraints on what is beneath are not among them. Raises Refused (untrusted).
+        """
         leaf, *issuers = (each.parsed for each in path.certificates[:-1])
-        verifier = (
-            verification.PolicyBuilder()
-            .store(path.anchor.store)
-            .time(datetime.datetime.fromtimestamp(int(self._wall), datetime.UTC))
-            .max_chain_depth(MAX_CERTIFICATES)
-            .extension_policies(ca_policy=_AUTHORITY_POLICY, ee_policy=_PERMIT_ALL)
-            .build_client_verifier()
-        )
+        way = tuple(each.octets for each in path.certificates[1:])
+        policy = self._known.policy(way) if issuers else path.anchor.policy
+        asked = issuers if policy is None else []
+        verifier = (policy or path.anchor.policy).time(self._time).build_client_verifier()
         try:
-            verifier.verify(leaf, issuers)
+            verified = verifier.verify(leaf, asked)
         except (verification.VerificationError, *UNREADABLE) as error:
             # The latter while it describes a name that does not parse.
             raise Refused(Reason.UNTRUSTED, "the chain does not verify") from error
+        if (
+            asked
+            # It may have found another way, past an intermediate of the name of its issuer.
+            and verified.chain == [each.parsed for each in path.certificates]
+            and not any(says.has_constraints for says in statements[1:])
+        ):
+            self._known.trust(way, _policy(issuers[0]))
 
     def _read(self, certificate: Certificate) -> Statements:
         if certificate.octets not in self._statements:
@@ -299,20 +324,14 @@ def _load_anchor(trusted: TrustAnchor) -> _Anchor:
             f"the key of the trust anchor {trusted.name!r} is not accepted: {says.key_fault}",
             f"remove it: coapgate anchor remove {trusted.name}",
         )
-    return _Anchor(trusted, certificate, says, verification.Store([certificate.parsed]))
+    return _Anchor(trusted, certificate, says, _policy(certificate.parsed))
 
 
-def _parse_others(chain: Sequence[bytes]) -> tuple[list[Certificate], Refused | None]:
-    """What follows the leaf and may issue something, each once.
-
-    One that does not parse is passed over: it matters only if no path is found without it.
-    """
-    found: dict[bytes, Certificate] = {}
-    unreadable: Refused | None = None
-    for octets in dict.fromkeys(chain[1:]):
-        try:
-            found[octets] = parse_certificate(octets)
-        except Refused as refused:
-            unreadable = refused
-    found.pop(chain[0], None)
-    return list(found.values()), unreadable
+def _policy(trusted: x509.Certificate) -> verification.PolicyBuilder:
+    """What the verifier is told of one authority; a verifier built with it wants the time, too."""
+    return (
+        verification.PolicyBuilder()
+        .store(verification.Store([trusted]))
+        .max_chain_depth(MAX_CERTIFICATES)
+        .extension_policies(ca_policy=_AUTHORITY_POLICY, ee_policy=_PERMIT_ALL)
+    )
