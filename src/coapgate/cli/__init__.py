@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from coapgate.cli import anchors, devices, output, psks
+from coapgate.cli import anchors, devices, output, psks, simulate
 from coapgate.cli.options import ConfigFile
 from coapgate.errors import CoapgateError, ConfigError, ImportRefused, Misused
 
@@ -58,6 +58,7 @@ def _demo(
     demo(count)
 
 
+app.command("simulate")(simulate.simulate)
 app.add_typer(devices.app, name="device")
 app.add_typer(psks.app, name="psk")
 app.add_typer(anchors.app, name="anchor")
