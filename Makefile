@@ -2,6 +2,8 @@
 # make demo     everything embedded, on real DTLS; ARGS="--count 4" hands arguments on
 # make test     the tests; ARGS="-k cookies" hands arguments on
 # make fuzz     each fuzzer for FUZZ_TIME seconds
+# make bench    what things cost, beside the stored baseline; ARGS="--quick" is a first look
+# make bench-peers   the same load on other servers; ADDRESS=coaps://... is one more
 # make lock     resolve the dependencies again (needs uv)
 #
 # Nothing but Python 3.11+ with its venv module, and make, is needed: dependencies are installed
@@ -11,13 +13,14 @@ PYTHON ?= python3
 UV ?= uv
 FUZZ_TIME ?= 60
 ARGS ?=
+ADDRESS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 COMPILE := $(UV) pip compile --universal --generate-hashes --no-annotate --no-header \
 	--python-version 3.11 --quiet
 
-.PHONY: check format lint types imports test demo fuzz lock peers clean
+.PHONY: check format lint types imports test demo fuzz bench bench-peers lock peers clean
 .DEFAULT_GOAL := check
 
 check: format lint types imports test
@@ -47,6 +50,12 @@ fuzz: .venv/test.stamp peers
 			-artifact_prefix=.venv/ $(ARGS) || exit 1; \
 	done
 
+bench: .venv/bench.stamp
+	@$(BIN)/python -m tests.bench $(ARGS)
+
+bench-peers: .venv/bench.stamp peers
+	@$(BIN)/python -m tests.bench.peers $(if $(ADDRESS),--address $(ADDRESS)) $(ARGS)
+
 # Build tools of our own and of DTLSSocket are in the locks too, and built packages are not
 # isolated from them: nothing is installed that no lock file names.
 .venv/bin/python:
@@ -62,6 +71,10 @@ fuzz: .venv/test.stamp peers
 
 .venv/test.stamp: requirements-test.lock .venv/demo.stamp
 	$(PIP) install --require-hashes -r requirements-test.lock
+	@touch $@
+
+.venv/bench.stamp: requirements-bench.lock .venv/test.stamp
+	$(PIP) install --require-hashes -r requirements-bench.lock
 	@touch $@
 
 # Real peers in Python: tinydtls, built from source, and atheris. Where they cannot be built the
@@ -88,6 +101,8 @@ lock:
 		--constraint requirements.lock --output-file requirements-test.lock
 	printf '%s\n' 'DTLSSocket==0.2.3' 'atheris==3.0.0; python_version < "3.13"' cython setuptools | \
 		$(COMPILE) $(ARGS) - --output-file requirements-peers.lock
+	$(COMPILE) $(ARGS) pyproject.toml --extra bench --constraint requirements-test.lock \
+		--output-file requirements-bench.lock
 	@! grep -n '://' requirements*.lock
 
 clean:

@@ -28,6 +28,8 @@ PACKAGES = {
     "gnutls-cli": "gnutls-bin",
     "coap-client-openssl": "libcoap3-bin",
     "coap-client-gnutls": "libcoap3-bin",
+    "coap-server-openssl": "libcoap3-bin",
+    "gcc": "gcc libssl-dev",
     "promtool": "prometheus",
 }
 """Program -> the Debian package it comes in."""

@@ -8,7 +8,7 @@
 //   --mode req   confirmable requests, one under way for each of -n devices
 //   --mode idle  -n associations, one request each, then silence for --hold seconds: memory for each
 //   --pid PID    the server, whose CPU time and memory are read from /proc
-//   --id-format F --id-count N   PSK identities by number; --psk TEXT or --psk-hex HEX is the key of all
+//   --id-format F --id-count N   PSK identities by number; --psk TEXT, --psk-hex HEX or --psk-file F is the key of all
 //   --auth x509 --cert F --key F --ca F
 //   -d seconds   measured, after -w seconds of warming up; -b octets of payload; --path P; --non
 //
@@ -70,6 +70,8 @@ static void lat(uint64_t ns){uint64_t us=ns/1000;if(us<1)us=1;int e=63-__builtin
 static double pct(double p){uint64_t t=0,c=0;for(int i=0;i<1024;i++)t+=hist[i];if(!t)return 0;for(int i=0;i<1024;i++){c+=hist[i];if(c>=p*t){int e=i/16,s=i%16;return (double)(1ull<<e)*(1+s/16.0)/1000.0;}}return 0;}
 static int usetls(void){return !strcmp(o_proto,"dtls");}
 static void die(const char*m){fprintf(stderr,"fatal: %s (%s)\n",m,strerror(errno));exit(2);}
+/* A key that nobody is to see in the list of processes. */
+static const char*file_text(const char*name){static char t[257];FILE*f=fopen(name,"r");if(!f)die(name);size_t n=fread(t,1,sizeof t-1,f);fclose(f);while(n&&(t[n-1]=='\n'||t[n-1]=='\r'))n--;t[n]=0;return t;}
 /* ---------- TLS backends ---------- */
 #ifdef USE_OPENSSL
 static SSL_CTX*ctx;static BIO_METHOD*bm;static int exidx;
@@ -177,8 +179,8 @@ static void poll_once(int ms){struct epoll_event ev[256];int n=epoll_wait(ep,ev,
    if(q->state==S_HS&&t-q->hs0>20000000000ull){n_hsfail++;fatal_close(q,0);hspending--;if(hsmode&&running){restart(q);hspending++;}}}
   else if(q->state==S_WAIT&&t>q->tdead){if(++q->retr>4||o_non){n_timeout++;onresp(q,0);}else{n_retr++;q->tdead=t+(2000000000ull<<q->retr);xmit(q,q->req,q->reqlen);}}}}}
 static uint64_t rnd=88172645463325252ull;
-int main(int c,char**v){static struct option lo[]={{"host",1,0,'h'},{"port",1,0,'p'},{"mode",1,0,'m'},{"proto",1,0,'P'},{"sessions",1,0,'n'},{"id-format",1,0,'i'},{"id-start",1,0,1},{"id-count",1,0,2},{"psk",1,0,'k'},{"psk-hex",1,0,3},{"auth",1,0,'a'},{"cipher",1,0,'C'},{"cert",1,0,4},{"key",1,0,5},{"ca",1,0,6},{"path",1,0,'u'},{"query",1,0,7},{"method",1,0,'M'},{"payload",1,0,'b'},{"cid",1,0,8},{"duration",1,0,'d'},{"warmup",1,0,'w'},{"pid",1,0,9},{"hs-req",0,0,10},{"rebind",1,0,11},{"hs-parallel",1,0,12},{"hold",1,0,13},{"name",1,0,14},{"non",0,0,15},{"src-spread",1,0,16},{"verbose",0,0,'v'},{0}};
- int o;while((o=getopt_long(c,v,"h:p:m:P:n:i:k:a:C:u:M:b:d:w:v",lo,0))!=-1)switch(o){case'h':o_host=optarg;break;case'p':o_port=atoi(optarg);break;case'm':o_mode=optarg;break;case'P':o_proto=optarg;break;case'n':o_sessions=atoi(optarg);break;case'i':o_idfmt=optarg;break;case 1:o_idstart=atoi(optarg);break;case 2:o_idcount=atoi(optarg);break;case'k':o_psk=optarg;break;case 3:o_psk=optarg;o_pskhex=1;break;case'a':o_auth=optarg;break;case'C':o_cipher=optarg;break;case 4:o_cert=optarg;break;case 5:o_key=optarg;break;case 6:o_ca=optarg;break;case'u':o_path=optarg;break;case 7:o_query=optarg;break;case'M':o_method=optarg;break;case'b':o_payload=atoi(optarg);break;case 8:o_cid=atoi(optarg);break;case'd':o_dur=atof(optarg);break;case'w':o_warm=atof(optarg);break;case 9:o_pid=atoi(optarg);break;case 10:o_hsreq=1;break;case 11:o_rebind=atoi(optarg);break;case 12:o_hspar=atoi(optarg);break;case 13:o_hold=atof(optarg);break;case 14:o_name=optarg;break;case 15:o_non=1;break;case 16:o_spread=atoi(optarg);break;case'v':o_verbose=1;break;default:exit(2);}
+int main(int c,char**v){static struct option lo[]={{"host",1,0,'h'},{"port",1,0,'p'},{"mode",1,0,'m'},{"proto",1,0,'P'},{"sessions",1,0,'n'},{"id-format",1,0,'i'},{"id-start",1,0,1},{"id-count",1,0,2},{"psk",1,0,'k'},{"psk-hex",1,0,3},{"auth",1,0,'a'},{"cipher",1,0,'C'},{"cert",1,0,4},{"key",1,0,5},{"ca",1,0,6},{"path",1,0,'u'},{"query",1,0,7},{"method",1,0,'M'},{"payload",1,0,'b'},{"cid",1,0,8},{"duration",1,0,'d'},{"warmup",1,0,'w'},{"pid",1,0,9},{"hs-req",0,0,10},{"rebind",1,0,11},{"hs-parallel",1,0,12},{"hold",1,0,13},{"name",1,0,14},{"non",0,0,15},{"src-spread",1,0,16},{"psk-file",1,0,17},{"verbose",0,0,'v'},{0}};
+ int o;while((o=getopt_long(c,v,"h:p:m:P:n:i:k:a:C:u:M:b:d:w:v",lo,0))!=-1)switch(o){case'h':o_host=optarg;break;case'p':o_port=atoi(optarg);break;case'm':o_mode=optarg;break;case'P':o_proto=optarg;break;case'n':o_sessions=atoi(optarg);break;case'i':o_idfmt=optarg;break;case 1:o_idstart=atoi(optarg);break;case 2:o_idcount=atoi(optarg);break;case'k':o_psk=optarg;break;case 3:o_psk=optarg;o_pskhex=1;break;case'a':o_auth=optarg;break;case'C':o_cipher=optarg;break;case 4:o_cert=optarg;break;case 5:o_key=optarg;break;case 6:o_ca=optarg;break;case'u':o_path=optarg;break;case 7:o_query=optarg;break;case'M':o_method=optarg;break;case'b':o_payload=atoi(optarg);break;case 8:o_cid=atoi(optarg);break;case'd':o_dur=atof(optarg);break;case'w':o_warm=atof(optarg);break;case 9:o_pid=atoi(optarg);break;case 10:o_hsreq=1;break;case 11:o_rebind=atoi(optarg);break;case 12:o_hspar=atoi(optarg);break;case 13:o_hold=atof(optarg);break;case 14:o_name=optarg;break;case 15:o_non=1;break;case 16:o_spread=atoi(optarg);break;case 17:o_psk=file_text(optarg);break;case'v':o_verbose=1;break;default:exit(2);}
  if(strcmp(o_host,"127.0.0.1")&&strncmp(o_host,"127.",4))die("loopback only");
  if(o_pskhex){psklen=strlen(o_psk)/2;for(int i=0;i<psklen;i++)sscanf(o_psk+2*i,"%2hhx",&pskbuf[i]);}else{psklen=strlen(o_psk);memcpy(pskbuf,o_psk,psklen);}
 #ifdef USE_OPENSSL
