@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
-from coapgate import http, logs
+from coapgate import garbage, http, logs
 from coapgate.association_file import open_associations, read_boot_id
 from coapgate.authentication import BUILT_AT, Authentication
 from coapgate.coap.aiocoap_bridge import Bridge
@@ -241,9 +240,10 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with open_gateway(settings) as gateway:
-        # What was built so far lives as long as the process: never visit it again.
-        gc.collect()
-        gc.freeze()
+        counters = gateway.pump.server.counters
+        collecting = loop.create_task(
+            garbage.set_apart_what_stays(lambda: counters.handshakes_completed), name="garbage"
+        )
         where = ", ".join(f"coaps://{address}" for address in gateway.addresses)
         print(  # noqa: T201 - said whatever the log level is
             f"coapgate serves {where} and http://{gateway.http_address}, "
@@ -252,6 +252,7 @@ async def _serve(settings: Settings) -> None:
             flush=True,
         )
         await stop.wait()
+        collecting.cancel()
         log.info("stopping")
     log.info("stopped")
     threading.Thread(target=_leave, name="leave", daemon=True).start()
