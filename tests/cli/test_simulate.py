@@ -20,7 +20,7 @@ from coapgate.registry.psk import render_key
 from tests.gateway_fixtures import bus, gateway, install, start_gateway
 from tests.gateways import Running
 from tests.programs import Program, started
-from tests.waiting import DEADLINE
+from tests.waiting import DEADLINE, until
 
 __all__ = ["bus", "gateway", "install", "start_gateway"]
 
@@ -145,9 +145,7 @@ async def test_ctrl_c_ends_the_load_and_sums_it_up(gateway: Running, tmp_path: P
     async with started(
         sys.executable, "-m", "coapgate", *command, "--duration", "600", "--json"
     ) as program:
-        async with asyncio.timeout(DEADLINE):
-            while counters.records_opened < 4:  # noqa: ASYNC110 - nobody sets an event for it
-                await asyncio.sleep(0.01)
+        await until(lambda: counters.records_opened >= 4, "two requests and more have arrived")
         program.interrupt()
         await program.end()
 

@@ -3,116 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from coapgate.dtls.association import Association
-from coapgate.dtls.events import Candidate, ChainProven, KeyProven, KeysRequested
 from coapgate.dtls.handshake import HandshakeSettings
-from coapgate.dtls.records import ContentType
-from coapgate.dtls.server import Server, ServerSettings
-from coapgate.model import DEFAULT_TENANT, DeviceId, Identity, Method
+from coapgate.dtls.server import ServerSettings
 from coapgate.pki.certificates import leaf_public_key
 from tests.dtls.factory import device_certificate, server_certificate, x509_settings
-from tests.fakes.link import IDENTITY, KEY, Direction, Fate, delivered, losing
+from tests.fakes.link import IDENTITY, KEY, Fate, delivered, losing
+from tests.interop.echo_server import PREFIX, TO_CLIENT, TO_SERVER, EchoServer, echo_server
 from tests.peers import require
 from tests.programs import Program, started
 from tests.waiting import until
 
-DEVICE = Identity(DEFAULT_TENANT, DeviceId("sensor-1"), Method.PSK, "test")
 CIPHERS = ("AES128-CCM8", "AES128-CCM", "AES128-GCM-SHA256", "AES256-GCM-SHA384")
-TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
-
-
-class Shell:
-    """The smallest UDP shell there is: one socket, one timer.
-
-    `fate` says which datagrams of handshakes are lost; application data, which nobody would send
-    again, never is.
-    """
-
-    def __init__(self, settings: ServerSettings, fate: Fate = delivered) -> None:
-        self.server = Server(settings, self._echo)
-        self.lengths: dict[Direction, list[int]] = {way: [] for way in Direction}
-        self._fate = fate
-        self._loop = asyncio.get_running_loop()
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.setblocking(False)
-        self._socket.bind(("127.0.0.1", 0))
-        self._loop.add_reader(self._socket, self._receive)
-        self._timer = self._loop.call_soon(lambda: None)
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self._socket.getsockname()[1]}"
-
-    def close(self) -> None:
-        self._timer.cancel()
-        self._loop.remove_reader(self._socket)
-        self._socket.close()
-
-    def _echo(self, association: Association, plaintext: bytes, now: float) -> None:
-        self.server.traffic.send(association, b"you said " + plaintext, now)
-
-    def _receive(self) -> None:
-        datagram, peer = self._socket.recvfrom(65535)
-        if self._arrives(TO_SERVER, datagram):
-            self.server.receive_datagram(datagram, (0, peer), self._loop.time())
-        self._settle()
-
-    def _handle_timer(self) -> None:
-        self.server.handle_timer(self._loop.time())
-        self._settle()
-
-    def _settle(self) -> None:
-        now = self._loop.time()
-        while self.server.events:
-            match self.server.events.popleft():
-                case KeysRequested(handshake, identity):
-                    keys = (Candidate(KEY, None),) if identity == IDENTITY else ()
-                    self.server.offer_keys(handshake, keys, now)
-                case KeyProven(handshake) | ChainProven(handshake):
-                    self.server.accept(handshake, DEVICE, now)
-        for datagram, (_, peer) in self.server.outgoing:
-            if self._arrives(TO_CLIENT, datagram):
-                self._socket.sendto(datagram, peer)
-        self.server.outgoing.clear()
-        self._timer.cancel()
-        due = self.server.next_timer()
-        if due is not None:
-            self._timer = self._loop.call_at(due, self._handle_timer)
-
-    def _arrives(self, way: Direction, datagram: bytes) -> bool:
-        self.lengths[way].append(len(datagram))
-        is_data = datagram[0] == ContentType.APPLICATION_DATA
-        return is_data or self._fate(way, len(self.lengths[way]) - 1, datagram) != ()
-
-
-def impatient(settings: ServerSettings) -> ServerSettings:
-    """With a first retransmission after 0.3 s: here the clock is a real one."""
-    return replace(settings, handshake=replace(settings.handshake, retransmission_time=0.3))
 
 
 @asynccontextmanager
 async def connected(
     settings: ServerSettings, *options: str, fate: Fate = delivered
-) -> AsyncIterator[tuple[Shell, Program]]:
+) -> AsyncIterator[tuple[EchoServer, Program]]:
     """A client that has sent something and got its answer."""
-    shell = Shell(impatient(settings), fate)
-    command = (require("openssl"), "s_client", "-dtls1_2", "-quiet", "-connect", shell.address)
-    try:
-        async with started(*command, *options) as client:
+    with echo_server(settings, fate) as shell:
+        host, port = shell.address
+        command = (require("openssl"), "s_client", "-dtls1_2", "-quiet")
+        async with started(*command, "-connect", f"{host}:{port}", *options) as client:
             client.write(b"hello\n")
-            await client.until(b"you said hello")
+            await client.until(PREFIX + b"hello")
             yield shell, client
-    finally:
-        shell.close()
 
 
 def by_psk(cipher: str) -> tuple[str, ...]:
@@ -193,10 +115,11 @@ async def test_a_small_mtu_of_the_client(tmp_path: Path, mtu: int) -> None:
 async def test_an_unknown_identity_and_a_wrong_key_are_told_nothing(
     identity: str, key: bytes
 ) -> None:
-    shell = Shell(ServerSettings(HandshakeSettings(handshake_timeout=2.5)))
-    try:
+    settings = ServerSettings(HandshakeSettings(handshake_timeout=2.5))
+    with closing(EchoServer(settings)) as shell:
+        host, port = shell.address
         async with started(
-            *(require("openssl"), "s_client", "-dtls1_2", "-connect", shell.address),
+            *(require("openssl"), "s_client", "-dtls1_2", "-connect", f"{host}:{port}"),
             *("-cipher", "PSK-AES128-CCM8:@SECLEVEL=0"),
             *("-psk_identity", identity, "-psk", key.hex()),
         ):
@@ -204,5 +127,3 @@ async def test_an_unknown_identity_and_a_wrong_key_are_told_nothing(
             await until(lambda: shell.server.handshake_count == 0, "its deadline")
         # The cookie and flight 4: that is all it ever got.
         assert len(shell.lengths[TO_CLIENT]) == 2
-    finally:
-        shell.close()
