@@ -309,6 +309,8 @@ class Pump:
         fields: dict[str, object],
     ) -> None:
         """One line about a session, or none: then the device's next one says of how many it is."""
+        if not log.isEnabledFor(logging.INFO):
+            return
         identity = association.identity
         count = seldom.count((identity.tenant, identity.device), self._clock())
         if count:

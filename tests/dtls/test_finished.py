@@ -64,7 +64,7 @@ def test_master_secrets_differ_with_and_without_extended_master_secret() -> None
     )
     master = keys.master_secret(SUITES[0xC0A8], PREMASTER, CLIENT_RANDOM, SERVER_RANDOM)
     assert without.verify_data(said, of_client=False) == keys.verify_data(
-        SUITES[0xC0A8], master, of_client=False, transcript_hash=said.digest()
+        keys.Prf("sha256", master), of_client=False, transcript_hash=said.digest()
     )
 
 

@@ -42,7 +42,8 @@ def test_the_prf_yields_the_published_octets(
     expected = bytes.fromhex(output)
 
     for length in (0, 1, 12, 48, len(expected)):
-        got = keys.prf(hash_name, bytes.fromhex(secret), b"test label", bytes.fromhex(seed), length)
+        prf = keys.Prf(hash_name, bytes.fromhex(secret))
+        got = prf.expand(b"test label", bytes.fromhex(seed), length)
         assert got == expected[:length]
 
 
@@ -80,8 +81,8 @@ def test_without_extension_the_master_secret_runs_over_client_then_server_random
 
 
 def test_the_key_block_runs_over_server_then_client_random() -> None:
-    ccm_8 = keys.key_block(CCM_8, MASTER, CLIENT_RANDOM, SERVER_RANDOM)
-    aes_256 = keys.key_block(AES_256, MASTER, CLIENT_RANDOM, SERVER_RANDOM)
+    ccm_8 = keys.key_block(CCM_8, keys.Prf("sha256", MASTER), CLIENT_RANDOM, SERVER_RANDOM)
+    aes_256 = keys.key_block(AES_256, keys.Prf("sha384", MASTER), CLIENT_RANDOM, SERVER_RANDOM)
 
     assert ccm_8.hex() == (
         "ec89e23990f0a6776b411acbc6dc1f176a436a99a3a03dc750f88015630d0cd6781b29163f31e10b"
@@ -104,8 +105,10 @@ def test_the_key_block_runs_over_server_then_client_random() -> None:
 def test_finished_is_of_one_side_and_twelve_octets(suite: Suite, client: str, server: str) -> None:
     digest = hashlib.new(suite.hash_name, b"transcript").digest()
 
-    of_client = keys.verify_data(suite, MASTER, of_client=True, transcript_hash=digest)
-    of_server = keys.verify_data(suite, MASTER, of_client=False, transcript_hash=digest)
+    master = keys.Prf(suite.hash_name, MASTER)
+
+    of_client = keys.verify_data(master, of_client=True, transcript_hash=digest)
+    of_server = keys.verify_data(master, of_client=False, transcript_hash=digest)
 
     assert (of_client.hex(), of_server.hex()) == (client, server)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from coapgate.dtls.keys import key_block
+from coapgate.dtls.keys import Prf, key_block
 from coapgate.dtls.protection import Protection
 from coapgate.dtls.records import MAX_PLAINTEXT, MAX_SEQUENCE, ContentType, split
 from coapgate.dtls.suites import SUITES, Suite
@@ -23,7 +23,7 @@ each_session = pytest.mark.parametrize("session", SESSIONS, ids=lambda session: 
 
 def both_ends(suite: Suite, cid_of_server: bytes = b"") -> tuple[Protection, Protection]:
     """Client and server of one association; with a CID of the server's, the client has one too."""
-    block = key_block(suite, b"m" * 48, b"c" * 32, b"s" * 32)
+    block = key_block(suite, Prf(suite.hash_name, b"m" * 48), b"c" * 32, b"s" * 32)
     cid_of_client = OTHER_CID if cid_of_server else b""
     return (
         Protection(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from coapgate.dtls.keys import key_block
+from coapgate.dtls.keys import Prf, key_block
 from coapgate.dtls.protection import Protection
 from coapgate.dtls.suites import SUITES, Suite
 
@@ -35,7 +35,8 @@ class Session:
     records: tuple[SealedRecord, ...]
 
     def server_protection(self) -> Protection:
-        block = key_block(self.suite, self.master_secret, self.client_random, self.server_random)
+        master = Prf(self.suite.hash_name, self.master_secret)
+        block = key_block(self.suite, master, self.client_random, self.server_random)
         return Protection(
             self.suite,
             block,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from coapgate.dtls.keys import key_block
+from coapgate.dtls.keys import Prf, key_block
 from coapgate.dtls.protection import Protection
 from coapgate.dtls.records import MAX_RECORDS, Record, split
 from coapgate.dtls.suites import SUITES
@@ -15,13 +15,17 @@ from coapgate.errors import ForgedRecord, MalformedRecord
 
 CID = bytes.fromhex("c1c2c3c4c5c6c7c8")
 PROTECTIONS = tuple(
-    Protection(suite, key_block(suite, b"m" * 48, b"c" * 32, b"s" * 32), is_client=False)
+    Protection(
+        suite,
+        key_block(suite, Prf(suite.hash_name, b"m" * 48), b"c" * 32, b"s" * 32),
+        is_client=False,
+    )
     for suite in SUITES.values()
 )
 PROTECTIONS_WITH_CID = tuple(
     Protection(
         suite,
-        key_block(suite, b"m" * 48, b"c" * 32, b"s" * 32),
+        key_block(suite, Prf(suite.hash_name, b"m" * 48), b"c" * 32, b"s" * 32),
         is_client=False,
         received_cid=CID,
     )

@@ -15,7 +15,7 @@ from coapgate.dtls import records
 from coapgate.dtls.extensions import FRAGMENT_LENGTHS, encode_answer, encode_offer, parse_offer
 from coapgate.dtls.fragments import Reassembly
 from coapgate.dtls.groups import GROUPS, Group
-from coapgate.dtls.keys import key_block
+from coapgate.dtls.keys import Prf, key_block
 from coapgate.dtls.presentation import Reader, integers, vector
 from coapgate.dtls.protection import Protection
 from coapgate.dtls.signatures import SCHEMES, PublicKey, Scheme
@@ -276,7 +276,7 @@ def test_any_point_yields_a_secret_or_is_refused(group: Group, point: bytes) -> 
 def test_sealed_records(
     suite: Suite, cid: bytes, content_type: int, sequence: int, plaintext: bytes
 ) -> None:
-    block = key_block(suite, b"m" * 48, b"c" * 32, b"s" * 32)
+    block = key_block(suite, Prf(suite.hash_name, b"m" * 48), b"c" * 32, b"s" * 32)
     client = Protection(suite, block, is_client=True, sent_cid=cid)
     server = Protection(suite, block, is_client=False, received_cid=cid)
     octets = client.seal(content_type, sequence, plaintext)
@@ -292,7 +292,7 @@ def test_sealed_records(
 
 @given(suites, st.sampled_from((b"", b"\xc1\xc2")), st.binary(max_size=400))
 def test_any_octets_are_forged_to_an_association(suite: Suite, cid: bytes, octets: bytes) -> None:
-    block = key_block(suite, b"m" * 48, b"c" * 32, b"s" * 32)
+    block = key_block(suite, Prf(suite.hash_name, b"m" * 48), b"c" * 32, b"s" * 32)
     server = Protection(suite, block, is_client=False, received_cid=cid)
 
     with pytest.raises(ForgedRecord):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import struct
 from collections.abc import Callable
 
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -17,6 +18,8 @@ SECRET_LIFETIME = 300.0
 """Seconds until the secret changes; the one before it is accepted as long again."""
 _SECRET_LENGTH = 32
 _MAC_LENGTH = 31
+_LENGTHS = struct.Struct("!HBBB")
+"""Of the fields, so that no octet can move from one to the next."""
 
 
 class Cookies:
@@ -59,9 +62,9 @@ class Cookies:
         self, generation: int, path: Path, version: bytes, random: bytes, session_id: bytes
     ) -> bytes:
         peer = repr(path).encode()
-        fields = vector(2, peer) + vector(1, version) + vector(1, random) + vector(1, session_id)
+        lengths = _LENGTHS.pack(len(peer), len(version), len(random), len(session_id))
         mac = self._keyed_by(generation).copy()
-        mac.update(fields)
+        mac.update(lengths + peer + version + random + session_id)
         return bytes((generation & 0xFF,)) + mac.finalize()[:_MAC_LENGTH]
 
     def _keyed_by(self, generation: int) -> HMAC:

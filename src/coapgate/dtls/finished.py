@@ -36,32 +36,33 @@ class Agreement(NamedTuple):
         """Master secret, then the keys of epoch 1."""
         suite, randoms = self.suite, (self.client_random, self.server_random)
         if self.session_hash is None:
-            master = keys.master_secret(suite, premaster, *randoms)
+            secret = keys.master_secret(suite, premaster, *randoms)
         else:
-            master = keys.extended_master_secret(suite, premaster, self.session_hash)
+            secret = keys.extended_master_secret(suite, premaster, self.session_hash)
+        master = keys.Prf(suite.hash_name, secret)
         block = keys.key_block(suite, master, *randoms)
-        cids = (self.client_cid, self.server_cid)
-        received_cid, sent_cid = cids if is_client else reversed(cids)
+        received_cid, sent_cid = self.server_cid, self.client_cid
+        if is_client:
+            received_cid, sent_cid = sent_cid, received_cid
         protection = Protection(
             suite, block, is_client=is_client, received_cid=received_cid, sent_cid=sent_cid
         )
-        return HandshakeKeys(suite, master, protection)
+        return HandshakeKeys(master, protection)
 
 
 class HandshakeKeys:
     """One master secret and its keys, for as long as the handshake lasts."""
 
-    __slots__ = ("_master", "_suite", "protection")
+    __slots__ = ("_master", "protection")
 
-    def __init__(self, suite: Suite, master: bytes, protection: Protection) -> None:
-        self._suite = suite
+    def __init__(self, master: keys.Prf, protection: Protection) -> None:
         self._master = master
         self.protection = protection
 
     def verify_data(self, transcript: Transcript, *, of_client: bool) -> bytes:
         """The body of a Finished that follows `transcript`."""
         return keys.verify_data(
-            self._suite, self._master, of_client=of_client, transcript_hash=transcript.digest()
+            self._master, of_client=of_client, transcript_hash=transcript.digest()
         )
 
     def open_finished(

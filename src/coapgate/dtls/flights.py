@@ -79,6 +79,11 @@ def encode_flight(
     datagrams: list[bytes] = []
     datagram = b""
     for message in messages:
+        if len(message) <= min(max_datagram - len(datagram) - RECORD_HEADER, max_fragment):
+            # In unfragmented form it is its own one fragment.
+            datagram += encode(ContentType.HANDSHAKE, sequence, message)
+            sequence += 1
+            continue
         kind, length = message[0], int.from_bytes(message[1:4], "big")
         message_seq = int.from_bytes(message[4:6], "big")
         offset = 0

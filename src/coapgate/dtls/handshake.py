@@ -63,8 +63,8 @@ _FATAL = 2
 ProvenEvent = KeysRequested | KeyProven | ChainProven
 
 
-class State(enum.Enum):
-    """What is awaited."""
+class State(enum.IntEnum):
+    """What is awaited; numbers, since the tables below are asked for each message."""
 
     AWAIT_CLIENT_HELLO = enum.auto()
     AWAIT_CERTIFICATE = enum.auto()
@@ -209,12 +209,13 @@ class ServerHandshake:
     @property
     def due_at(self) -> float:
         """When `handle_timer` has something to do."""
-        due = self.deadline
         if self._decide_by is not None:
-            due = min(due, self._decide_by)
+            due = self._decide_by
         elif self._flight is not None:
-            due = min(due, self._flight.due_at)
-        return due
+            due = self._flight.due_at
+        else:
+            return self.deadline
+        return due if due < self.deadline else self.deadline
 
     def failure(self, otherwise: Reason) -> tuple[Reason, str]:
         """Why it ended without a decision, and what was remembered on the way."""
@@ -382,7 +383,7 @@ class ServerHandshake:
         self._next_point_at = now + POINT_INTERVAL
         premaster = self._parameters.group.exchange(self._ephemeral, m.parse_point(body))
         self._record_key_exchange(body)
-        self._candidates = ((None, self._derive(premaster)),)
+        self._candidates = ((None, self._agreement().derive(premaster, is_client=False)),)
         self._ephemeral = None
         assert self._possession is not None
         if self._possession.is_empty:
@@ -421,21 +422,23 @@ class ServerHandshake:
             candidates, reason = (), Reason.UNKNOWN_IDENTITY
         if not candidates:
             self._key_refusal = reason
-        tried = list(candidates[:MAX_KEYS_PER_IDENTITY])
-        missing = max(1, padding) - len(tried)
-        tried += (Candidate(self._random(RANDOM_KEY_LENGTH), None) for _ in range(missing))
-        self._candidates = tuple(
-            (candidate.proves, self._derive(keys.psk_premaster(candidate.secret)))
-            for candidate in tried
-        )
+        tried = candidates[:MAX_KEYS_PER_IDENTITY]
+        while len(tried) < padding or not tried:
+            tried += (Candidate(self._random(RANDOM_KEY_LENGTH), None),)
+        agreement = self._agreement()
+        derived = []
+        for candidate in tried:
+            premaster = keys.psk_premaster(candidate.secret)
+            derived.append((candidate.proves, agreement.derive(premaster, is_client=False)))
+        self._candidates = tuple(derived)
         self._decide_by = None
         # The client has our flight: it answered it.
         self._flight = None
         self.state = State.AWAIT_FINISHED
         return self._begin_trials(now)
 
-    def _derive(self, premaster: bytes) -> HandshakeKeys:
-        agreement = Agreement(
+    def _agreement(self) -> Agreement:
+        return Agreement(
             self._parameters.suite,
             self.hello.random,
             self._server_random,
@@ -443,7 +446,6 @@ class ServerHandshake:
             self._parameters.offer.connection_id or b"",
             self.connection_id,
         )
-        return agreement.derive(premaster, is_client=False)
 
     def _begin_trials(self, now: float) -> ProvenEvent | None:
         proof = self._trials.begin(self._candidates, self._reassembly.expected, self._transcript)

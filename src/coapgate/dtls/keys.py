@@ -16,23 +16,31 @@ _HASHES: dict[str, HashAlgorithm] = {"sha256": SHA256(), "sha384": SHA384()}
 _NEW_HASHES = {"sha256": hashlib.sha256, "sha384": hashlib.sha384}
 
 
-def prf(hash_name: str, secret: bytes, label: bytes, seed: bytes, length: int) -> bytes:
-    """P_hash over `label + seed` (RFC 5246 section 5), `length` octets."""
-    seed = label + seed
-    keyed = HMAC(secret, _HASHES[hash_name])
-    a = seed
-    output = b""
-    while len(output) < length:
-        a = _mac(keyed, a)
-        output += _mac(keyed, a + seed)
-    return output[:length]
+class Prf:
+    """P_hash under one secret (RFC 5246 section 5).
 
+    Its HMAC has the secret in it once and for all: to begin one anew costs as much as five times.
+    """
 
-def _mac(keyed: HMAC, octets: bytes) -> bytes:
-    """With a copy of what has the key in it already: a fifth of the cost of beginning anew."""
-    mac = keyed.copy()
-    mac.update(octets)
-    return mac.finalize()
+    __slots__ = ("_keyed",)
+
+    def __init__(self, hash_name: str, secret: bytes) -> None:
+        self._keyed = HMAC(secret, _HASHES[hash_name])
+
+    def expand(self, label: bytes, seed: bytes, length: int) -> bytes:
+        """`length` octets over `label + seed`."""
+        copy = self._keyed.copy
+        seed = label + seed
+        a = seed
+        output = b""
+        while len(output) < length:
+            mac = copy()
+            mac.update(a)
+            a = mac.finalize()
+            mac = copy()
+            mac.update(a + seed)
+            output += mac.finalize()
+        return output[:length]
 
 
 def psk_premaster(key: bytes) -> bytes:
@@ -46,25 +54,25 @@ def master_secret(
 ) -> bytes:
     """Without extended master secret (RFC 5246 section 8.1)."""
     seed = client_random + server_random
-    return prf(suite.hash_name, premaster, b"master secret", seed, MASTER_SECRET_LENGTH)
+    return Prf(suite.hash_name, premaster).expand(b"master secret", seed, MASTER_SECRET_LENGTH)
 
 
 def extended_master_secret(suite: Suite, premaster: bytes, session_hash: bytes) -> bytes:
     """RFC 7627 section 4."""
     label = b"extended master secret"
-    return prf(suite.hash_name, premaster, label, session_hash, MASTER_SECRET_LENGTH)
+    return Prf(suite.hash_name, premaster).expand(label, session_hash, MASTER_SECRET_LENGTH)
 
 
-def key_block(suite: Suite, master: bytes, client_random: bytes, server_random: bytes) -> bytes:
+def key_block(suite: Suite, master: Prf, client_random: bytes, server_random: bytes) -> bytes:
     """client_write_key, server_write_key, client_write_IV, server_write_IV (RFC 5246 6.3)."""
     seed = server_random + client_random
-    return prf(suite.hash_name, master, b"key expansion", seed, suite.key_block_length)
+    return master.expand(b"key expansion", seed, suite.key_block_length)
 
 
-def verify_data(suite: Suite, master: bytes, *, of_client: bool, transcript_hash: bytes) -> bytes:
+def verify_data(master: Prf, *, of_client: bool, transcript_hash: bytes) -> bytes:
     """The body of Finished (RFC 5246 section 7.4.9)."""
     label = b"client finished" if of_client else b"server finished"
-    return prf(suite.hash_name, master, label, transcript_hash, VERIFY_DATA_LENGTH)
+    return master.expand(label, transcript_hash, VERIFY_DATA_LENGTH)
 
 
 class Transcript:

@@ -27,8 +27,13 @@ MAX_FRAGMENTS = 16
 """Fragments of one record that are looked at: a flight has six messages."""
 
 _NONE: Mapping[int, bytes] = MappingProxyType({})
-_HEADER = struct.Struct("!BBHHBHBH")
-"""Type, length, message_seq, offset, length of the fragment; 24 bits are 8 and 16."""
+_HEADER = struct.Struct("!IHHI")
+"""Type and length (8 and 24 bits), message_seq, offset and length of the fragment (24 and 24)."""
+_24_BITS = 0xFFFFFF
+_HELLO = struct.Struct(f"!2s{RANDOM_LENGTH}s")
+"""Version and random, with which both hellos begin."""
+_EXTENSION = struct.Struct("!HH")
+"""Type and length."""
 
 
 class HandshakeType(enum.IntEnum):
@@ -63,46 +68,33 @@ def parse_fragments(octets: bytes) -> Iterator[Fragment]:
     Raises MalformedMessage at the first that is cut short, does not fit its own length or is one
     too many; those before it have been yielded by then.
     """
-    position = count = 0
-    while position < len(octets):
-        count += 1
-        if count > MAX_FRAGMENTS:
-            raise MalformedMessage("too many fragments in a record")
+    position, total = 0, len(octets)
+    for _ in range(MAX_FRAGMENTS):
+        if position == total:
+            return
         start = position + HEADER_LENGTH
-        if start > len(octets):
+        if start > total:
             raise MalformedMessage("message cut short")
-        kind, high, low, message_seq, offset_high, offset_low, *fragment = _HEADER.unpack_from(
-            octets, position
-        )
-        length, offset = high << 16 | low, offset_high << 16 | offset_low
-        position = start + (fragment[0] << 16 | fragment[1])
-        body = octets[start:position]
-        if position > len(octets) or offset + len(body) > length:
+        what, message_seq, high, low = _HEADER.unpack_from(octets, position)
+        length, offset, size = what & _24_BITS, high << 8 | low >> 24, low & _24_BITS
+        position = start + size
+        if position > total or offset + size > length:
             raise MalformedMessage("fragment outside its message")
-        yield Fragment(kind, length, message_seq, offset, body)
+        yield Fragment(what >> 24, length, message_seq, offset, octets[start:position])
+    if position != total:
+        raise MalformedMessage("too many fragments in a record")
 
 
 def encode_fragment(kind: int, length: int, message_seq: int, offset: int, body: bytes) -> bytes:
     """One fragment with its header."""
-    size = len(body)
-    return (
-        _HEADER.pack(
-            kind,
-            length >> 16,
-            length & 0xFFFF,
-            message_seq,
-            offset >> 16,
-            offset & 0xFFFF,
-            size >> 16,
-            size & 0xFFFF,
-        )
-        + body
-    )
+    what, where = kind << 24 | length, (offset & 0xFF) << 24 | len(body)
+    return _HEADER.pack(what, message_seq, offset >> 8, where) + body
 
 
 def encode_message(kind: int, message_seq: int, body: bytes) -> bytes:
     """A whole message in unfragmented form, as the transcript wants it (RFC 6347 4.2.6)."""
-    return encode_fragment(kind, len(body), message_seq, 0, body)
+    length = len(body)
+    return _HEADER.pack(kind << 24 | length, message_seq, 0, length) + body
 
 
 def _parse_session_id(reader: Reader) -> bytes:
@@ -117,14 +109,21 @@ def _parse_extensions(reader: Reader) -> dict[int, bytes]:
     found: dict[int, bytes] = {}
     if reader.at_end:
         return found
-    inner = Reader(reader.vector(2))
-    while not inner.at_end:
+    octets = reader.vector(2)
+    position, total = 0, len(octets)
+    while position != total:
+        start = position + _EXTENSION.size
+        if start > total:
+            raise MalformedMessage("message cut short")
+        kind, length = _EXTENSION.unpack_from(octets, position)
+        position = start + length
+        if position > total:
+            raise MalformedMessage("message cut short")
         if len(found) == MAX_EXTENSIONS:
             raise MalformedMessage("too many extensions")
-        kind = inner.integer(2)
         if kind in found:
             raise MalformedMessage(f"extension {kind} sent twice")
-        found[kind] = inner.vector(2)
+        found[kind] = octets[start:position]
     return found
 
 
@@ -150,8 +149,7 @@ class ClientHello(NamedTuple):
     @classmethod
     def parse(cls, body: bytes) -> ClientHello:
         reader = Reader(body)
-        version = reader.fixed(2)
-        random = reader.fixed(RANDOM_LENGTH)
+        version, random = reader.fields(_HELLO)
         session_id = _parse_session_id(reader)
         cookie = reader.vector(1)
         cipher_suites = reader.integers(2, 2)
@@ -186,7 +184,7 @@ class HelloStart(NamedTuple):
 def parse_hello_start(body: bytes) -> HelloStart:
     """Read a ClientHello up to and including its cookie; what follows may be missing."""
     reader = Reader(body)
-    version, random = reader.fixed(2), reader.fixed(RANDOM_LENGTH)
+    version, random = reader.fields(_HELLO)
     session_id = _parse_session_id(reader)
     return HelloStart(version, random, session_id, reader.vector(1))
 
@@ -213,8 +211,7 @@ class ServerHello(NamedTuple):
     @classmethod
     def parse(cls, body: bytes) -> ServerHello:
         reader = Reader(body)
-        version = reader.fixed(2)
-        random = reader.fixed(RANDOM_LENGTH)
+        version, random = reader.fields(_HELLO)
         session_id = _parse_session_id(reader)
         cipher_suite = reader.integer(2)
         compression_method = reader.integer(1)

@@ -49,14 +49,15 @@ def negotiate(hello: ClientHello, certificate: ServerCertificate | None) -> Para
         raise Refused(Reason.ILLEGAL_PARAMETER, "null compression not offered")
     offer = parse_offer(hello.extensions, hello.cipher_suites)
     offered = frozenset(hello.cipher_suites)
-    shared = [suite for suite in SUITES.values() if suite.code in offered]
-    for suite in shared:
-        if suite.key_exchange is KeyExchange.PSK:
-            return Parameters(suite, offer)
-    ecdhe = _choose_ecdhe(offer, certificate)
-    if ecdhe is None or not shared:
+    suite = next((suite for code, suite in SUITES.items() if code in offered), None)
+    if suite is None:
         raise Refused(Reason.NO_SHARED_CIPHER)
-    return Parameters(shared[0], offer, *ecdhe)
+    if suite.key_exchange is KeyExchange.PSK:
+        return Parameters(suite, offer)
+    ecdhe = _choose_ecdhe(offer, certificate)
+    if ecdhe is None:
+        raise Refused(Reason.NO_SHARED_CIPHER)
+    return Parameters(suite, offer, *ecdhe)
 
 
 def _choose_ecdhe(

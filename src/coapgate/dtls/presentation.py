@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 from coapgate.errors import MalformedMessage
 
@@ -26,6 +27,14 @@ class Reader:
         octets = self._octets[self._position : end]
         self._position = end
         return octets
+
+    def fields(self, layout: struct.Struct) -> tuple[Any, ...]:
+        """The next fields, whose lengths never change."""
+        start = self._position
+        self._position = end = start + layout.size
+        if end > len(self._octets):
+            raise MalformedMessage("message cut short")
+        return layout.unpack_from(self._octets, start)
 
     def integer(self, length: int) -> int:
         """An unsigned integer of `length` octets."""

@@ -48,11 +48,7 @@ class Protection:
         self.received_cid = received_cid
         self.sent_cid = sent_cid
         self.key_block = key_block
-        client_iv = key_block[-2 * IV_LENGTH : -IV_LENGTH]
-        server_iv = key_block[-IV_LENGTH:]
-        self._read_iv, self._write_iv = (
-            (server_iv, client_iv) if is_client else (client_iv, server_iv)
-        )
+        self._read_iv = self._write_iv = b""
         self._opener: Aead | None = None
         self._sealer: Aead | None = None
 
@@ -63,13 +59,27 @@ class Protection:
 
     def warm(self) -> None:
         """Make the AEAD objects of both directions."""
-        self._opener = self._aead(of_client=not self.is_client)
-        self._sealer = self._aead(of_client=self.is_client)
+        self._warm_opener()
+        self._warm_sealer()
 
     def cool(self) -> None:
-        """Drop the AEAD objects until the next record."""
-        self._opener = None
-        self._sealer = None
+        """Drop the AEAD objects, and the IVs that go with them, until the next record."""
+        self._opener = self._sealer = None
+        self._read_iv = self._write_iv = b""
+
+    def _warm_opener(self) -> Aead:
+        opener = self._opener = self._aead(of_client=not self.is_client)
+        self._read_iv = self._iv(of_client=not self.is_client)
+        return opener
+
+    def _warm_sealer(self) -> Aead:
+        sealer = self._sealer = self._aead(of_client=self.is_client)
+        self._write_iv = self._iv(of_client=self.is_client)
+        return sealer
+
+    def _iv(self, *, of_client: bool) -> bytes:
+        block = self.key_block
+        return block[-2 * IV_LENGTH : -IV_LENGTH] if of_client else block[-IV_LENGTH:]
 
     def _aead(self, *, of_client: bool) -> Aead:
         length = self.suite.key_length
@@ -84,7 +94,7 @@ class Protection:
         """
         opener = self._opener
         if opener is None:
-            opener = self._opener = self._aead(of_client=not self.is_client)
+            opener = self._warm_opener()
         length = len(record) - HEADER_LENGTH - EXPLICIT_NONCE_LENGTH - self.suite.tag_length
         if not 0 <= length <= MAX_PLAINTEXT:
             raise ForgedRecord("record of a length that cannot be")
@@ -105,7 +115,7 @@ class Protection:
         """
         opener = self._opener
         if opener is None:
-            opener = self._opener = self._aead(of_client=not self.is_client)
+            opener = self._warm_opener()
         cid = self.received_cid
         start = HEADER_LENGTH + len(cid)
         nonce_end = start + EXPLICIT_NONCE_LENGTH
@@ -138,7 +148,7 @@ class Protection:
         """
         sealer = self._sealer
         if sealer is None:
-            sealer = self._sealer = self._aead(of_client=self.is_client)
+            sealer = self._warm_sealer()
         # Added, not or-ed: even a number out of bounds would never repeat a nonce.
         number = (_EPOCH_1 + sequence).to_bytes(8, "big")
         if self.sent_cid:

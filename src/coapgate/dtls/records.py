@@ -26,7 +26,9 @@ cost its sender 13 octets and us as much as a full one."""
 
 _MAX_LENGTH = MAX_PLAINTEXT + 2048
 """Octets of a fragment (RFC 5246 section 6.2.3)."""
-_HEADER = struct.Struct("!BHHHIH")
+_HEADER = struct.Struct("!BHQH")
+"""Type, version, epoch and sequence number (16 and 48 bits) as one, length."""
+_TLS12_CID = 25
 _ACCEPTED_VERSIONS = frozenset((DTLS_1_0, DTLS_1_2))
 
 
@@ -37,7 +39,7 @@ class ContentType(enum.IntEnum):
     ALERT = 21
     HANDSHAKE = 22
     APPLICATION_DATA = 23
-    TLS12_CID = 25
+    TLS12_CID = _TLS12_CID
 
 
 class Record(NamedTuple):
@@ -66,34 +68,34 @@ def split(datagram: bytes, cid_length: int = 0) -> Iterator[Record]:
     Raises MalformedRecord at the first record that is cut short, too long, of a foreign version or
     one too many; the records before it have been yielded by then.
     """
-    position = count = 0
-    while position < len(datagram):
-        count += 1
-        if count > MAX_RECORDS:
-            raise MalformedRecord("too many records in a datagram")
+    position, total = 0, len(datagram)
+    for _ in range(MAX_RECORDS):
+        if position == total:
+            return
         start = HEADER_LENGTH
-        if datagram[position] == ContentType.TLS12_CID:
+        if datagram[position] == _TLS12_CID:
             start += cid_length
         body = position + start
-        if body > len(datagram):
+        if body > total:
             raise MalformedRecord("record header cut short")
-        content_type, version, epoch, high, low, _ = _HEADER.unpack_from(datagram, position)
+        content_type, version, number, length = _HEADER.unpack_from(datagram, position)
         if version not in _ACCEPTED_VERSIONS:
             raise MalformedRecord(f"record version {version:#06x}")
-        length = int.from_bytes(datagram[body - 2 : body], "big")
+        if start != HEADER_LENGTH:
+            length = int.from_bytes(datagram[body - 2 : body], "big")
         if length > _MAX_LENGTH:
             raise MalformedRecord("record too long")
         end = body + length
-        if end > len(datagram):
+        if end > total:
             raise MalformedRecord("record cut short")
-        octets = datagram[position:end]
-        yield Record(content_type, epoch, high << 32 | low, octets, start)
+        yield Record(
+            content_type, number >> 48, number & MAX_SEQUENCE, datagram[position:end], start
+        )
         position = end
+    if position != total:
+        raise MalformedRecord("too many records in a datagram")
 
 
 def encode(content_type: int, sequence: int, fragment: bytes, version: int = DTLS_1_2) -> bytes:
     """A record of epoch 0, in the clear."""
-    return (
-        _HEADER.pack(content_type, version, 0, sequence >> 32, sequence & 0xFFFFFFFF, len(fragment))
-        + fragment
-    )
+    return _HEADER.pack(content_type, version, sequence, len(fragment)) + fragment

@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import inf
 
 from coapgate.dtls import messages as m
 from coapgate.dtls import records
@@ -91,7 +92,7 @@ class Server:
         self._pending = PendingHandshakes(settings.max_handshakes, settings.handshakes_per_address)
         self._ecdhe = EcdheBudget(settings.ecdhe_rate, settings.ecdhe_burst)
         self._handshake_number = 0
-        self._handshakes_due: float | None = None
+        self._handshakes_due = inf
         self._next_walk_at = 0.0
         self._padding = 1
         self.traffic = Traffic(
@@ -160,23 +161,21 @@ class Server:
             self.counters.dropped[Drop.MALFORMED] += 1
 
     def _receive_record(self, record: Record, path: Path, now: float) -> None:
-        match (record.epoch, record.content_type):
-            case (0, ContentType.HANDSHAKE):
-                self._receive_clear_handshake(record, path, now)
-            case (0, ContentType.ALERT):
-                handshake = self._pending.at(path)
-                if handshake is not None:
-                    handshake.receive_alert(record.fragment)
-            case (0, ContentType.CHANGE_CIPHER_SPEC):
-                pass
-            case (1, ContentType.APPLICATION_DATA | ContentType.ALERT | ContentType.HANDSHAKE):
-                self._receive_protected(record, path, now)
-            case (1, ContentType.TLS12_CID):
-                self._receive_with_cid(record, path, now)
-            case _:
-                self.counters.dropped[Drop.UNEXPECTED_RECORD] += 1
+        receive = _RECEIVERS.get((record.epoch, record.content_type))
+        if receive is None:
+            self.counters.dropped[Drop.UNEXPECTED_RECORD] += 1
+        else:
+            receive(self, record, path, now)
 
     # --- epoch 0
+
+    def _receive_clear_alert(self, record: Record, path: Path, now: float) -> None:
+        handshake = self._pending.at(path)
+        if handshake is not None:
+            handshake.receive_alert(record.fragment)
+
+    def _pass_over(self, record: Record, path: Path, now: float) -> None:
+        """ChangeCipherSpec says nothing that the epoch of Finished does not."""
 
     def _receive_clear_handshake(self, record: Record, path: Path, now: float) -> None:
         handshake = self._pending.at(path)
@@ -302,11 +301,16 @@ class Server:
     def _flush(self, handshake: ServerHandshake) -> None:
         """Send what a handshake has to send, and remember when it wants to be called."""
         if handshake.outgoing:
-            self.outgoing += [(datagram, handshake.path) for datagram in handshake.outgoing]
-            handshake.outgoing.clear()
-        due = max(handshake.due_at, self._next_walk_at)
-        if self._handshakes_due is None or due < self._handshakes_due:
-            self._handshakes_due = due
+            self._send(handshake)
+        due = handshake.due_at
+        if due < self._handshakes_due:
+            self._handshakes_due = max(due, self._next_walk_at)
+
+    def _send(self, handshake: ServerHandshake) -> None:
+        path = handshake.path
+        for datagram in handshake.outgoing:
+            self.outgoing.append((datagram, path))
+        handshake.outgoing.clear()
 
     def _end(self, handshake: ServerHandshake, otherwise: Reason) -> None:
         """Forget a handshake that did not get to a decision, and say why."""
@@ -347,7 +351,7 @@ class Server:
             return None
         association = pending.accept(self._random(ASSOCIATION_ID_LENGTH), identity, now)
         self.traffic.open(association, now)
-        self._flush(pending)
+        self._send(pending)
         self._pending.remove(pending)
         self.counters.handshakes_completed += 1
         return association
@@ -412,12 +416,14 @@ class Server:
 
     def next_timer(self) -> float | None:
         """When `handle_timer` wants to be called, None if never."""
-        due = (self._handshakes_due, self.traffic.next_timer())
-        return min((at for at in due if at is not None), default=None)
+        due = self._handshakes_due
+        if (at := self.traffic.next_timer()) is not None and at < due:
+            due = at
+        return None if due == inf else due
 
     def handle_timer(self, now: float) -> None:
         """Repeat flights, end what took too long, close what was idle for too long."""
-        if self._handshakes_due is not None and now >= self._handshakes_due:
+        if now >= self._handshakes_due:
             self._handle_handshakes(now)
         self.traffic.handle_timer(now)
 
@@ -430,7 +436,19 @@ class Server:
                 self._fail(handshake, Reason.UNAVAILABLE, "no decision in time")
             elif now >= handshake.deadline:
                 self._end(handshake, Reason.TIMEOUT)
-        self._handshakes_due = None
+        self._handshakes_due = inf
         self._next_walk_at = now + HANDSHAKE_WALK_INTERVAL
         for handshake in self._pending:
             self._flush(handshake)
+
+
+_RECEIVERS: dict[tuple[int, int], Callable[[Server, Record, Path, float], None]] = {
+    (0, ContentType.HANDSHAKE): Server._receive_clear_handshake,
+    (0, ContentType.ALERT): Server._receive_clear_alert,
+    (0, ContentType.CHANGE_CIPHER_SPEC): Server._pass_over,
+    (1, ContentType.HANDSHAKE): Server._receive_protected,
+    (1, ContentType.ALERT): Server._receive_protected,
+    (1, ContentType.APPLICATION_DATA): Server._receive_protected,
+    (1, ContentType.TLS12_CID): Server._receive_with_cid,
+}
+"""By epoch and content type; any other record is dropped."""

@@ -141,12 +141,15 @@ class AssociationStore:
         self._next_number = 1
         self._is_checked = False
         self._refused_at = -RETRY_TIME
-        self.begin(0.0)
+        self.wall = 0
+        self._wall_word = f.word(0)
 
     def begin(self, wall: float) -> None:
         """A tick begins: what is told of in it happens at `wall` (Unix seconds)."""
-        self.wall = min(max(int(wall), 0), _LATEST)
-        self._wall_word = f.word(self.wall)
+        second = int(wall)
+        if second != self.wall:
+            self.wall = min(max(second, 0), _LATEST)
+            self._wall_word = f.word(self.wall)
 
     # --- what an earlier process left
 
