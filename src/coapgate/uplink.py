@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from coapgate.errors import RequestRefused
-from coapgate.model import Code, Identity, Outcome
+from coapgate.model import Code, Identity, Method, Outcome
 from coapgate.mqtt import topics
 
 RETRY_AFTER = (2, 60)
@@ -22,6 +22,7 @@ _NOT_AUTHORIZED = 0x87
 _TOPIC_NAME_INVALID = 0x90
 _PAYLOAD_FORMAT_INVALID = 0x99
 
+_AUTH_PROPERTIES = {method: ("auth", method.value) for method in Method}
 _METHOD_PROPERTIES: dict[int, tuple[str, str]] = {
     Code.POST: ("coap-method", "POST"),
     Code.PUT: ("coap-method", "PUT"),
@@ -47,22 +48,17 @@ class Publisher(Protocol):
 class Source:
     """What is the same for every uplink of one association.
 
-    `association` is the association id in hex, `room` the octets a path may take in a topic.
+    `room` is the octets a path may take in a topic. Whatever can be made from these in less time
+    than a dictionary is asked is not kept: thousands of devices have a source each.
     """
 
-    __slots__ = ("association", "identity", "prefix", "properties", "room")
+    __slots__ = ("association_id", "identity", "prefix", "room")
 
     def __init__(self, identity: Identity, association_id: bytes, root: str) -> None:
         self.identity = identity
-        self.association = association_id.hex()
+        self.association_id = association_id
         self.prefix = topics.uplink_prefix(root, identity.tenant, identity.device)
         self.room = topics.MAX_TOPIC_LENGTH - len(self.prefix.encode())
-        self.properties = (
-            ("tenant", identity.tenant),
-            ("device", identity.device),
-            ("auth", identity.method.value),
-            ("credential", identity.credential),
-        )
 
 
 class Uplinks:
@@ -125,14 +121,24 @@ class Uplinks:
         received_at = self._received_at
         if received_at is None:
             received_at = self._received_at = ("received-at", self._render_time())
-        properties = [*source.properties, _METHOD_PROPERTIES[method]]
+        identity = source.identity
+        properties: list[tuple[str, str]] = [
+            ("tenant", identity.tenant),
+            ("device", identity.device),
+            _AUTH_PROPERTIES[identity.method],
+            ("credential", identity.credential),
+            _METHOD_PROPERTIES[method],
+        ]
         if query:
             properties.append(("coap-query", topics.query_text(query)))
         if content_format is not None:
             properties.append(("content-format", str(content_format)))
         properties.append(received_at)
         properties.append(
-            ("message-id", f"{source.association}-{message_id:04x}-{token.hex()}"),
+            (
+                "message-id",
+                f"{source.association_id.hex()}-{message_id:04x}-{token.hex()}",
+            ),
         )
         self.forwarded += 1
         self._publisher.publish(

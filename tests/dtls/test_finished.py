@@ -76,7 +76,7 @@ def test_a_record_that_does_not_open_is_no_finished_and_keeps_nothing_warm(
     message = encode_message(HandshakeType.FINISHED, 3, other.verify_data(said, of_client=True))
 
     assert ours.open_finished(sealed(other, message), 3, said, of_client=True) is None
-    assert not ours.protection.is_warm
+    assert ours.protection.opener is None
 
 
 def test_finished_must_be_the_next_message_whole_alone_and_right(
@@ -110,4 +110,4 @@ def test_a_record_too_long_for_finished_is_not_even_opened(
     record = sealed(theirs, bytes(MAX_FINISHED_RECORD))
 
     assert ours.open_finished(record, 3, transcript(), of_client=True) is None
-    assert not ours.protection.is_warm
+    assert ours.protection.opener is None

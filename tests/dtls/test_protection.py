@@ -265,4 +265,4 @@ def test_only_a_protection_that_holds_aead_objects_is_warm() -> None:
     cooled.warm()
     cooled.cool()
 
-    assert [end.is_warm for end in (cold, warm, cooled)] == [False, True, False]
+    assert [end.opener is not None for end in (cold, warm, cooled)] == [False, True, False]

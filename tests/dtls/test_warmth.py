@@ -25,8 +25,8 @@ def test_an_association_cools_down_after_a_while() -> None:
     assert warmth.due_at == 1.0 + WARM_TIME
     warmth.cool_down(1.0 + WARM_TIME)
 
-    assert not first.protection.is_warm
-    assert second.protection.is_warm
+    assert first.protection.opener is None
+    assert second.protection.opener is not None
     assert warmth.due_at == 2.0 + WARM_TIME
 
 
@@ -45,6 +45,8 @@ def test_at_most_so_many_are_warm_at_once() -> None:
     for one in associations:
         warmth.warm_up(one, 0.0)
 
-    assert [one.protection.is_warm for one in associations] == [False] * 3 + [True] * MAX_WARM
+    assert [one.protection.opener is not None for one in associations] == [False] * 3 + [
+        True
+    ] * MAX_WARM
     warmth.cool_down(WARM_TIME)
-    assert not any(one.protection.is_warm for one in associations)
+    assert not any(one.protection.opener for one in associations)

@@ -127,15 +127,16 @@ class Bridge(interfaces.TokenInterface):  # type: ignore[misc]  # aiocoap is unt
             query = [argument.decode() for argument in request.query]
         except UnicodeDecodeError:
             raise RequestRefused(Code.BAD_REQUEST, "query is not UTF-8") from None
-        count = self._per_endpoint.get(source.association, 0)
+        association = source.association_id.hex()
+        count = self._per_endpoint.get(association, 0)
         if (
             self._tokens is None
             or count >= MAX_PER_ENDPOINT
             or len(self._under_way) >= MAX_REQUESTS
         ):
             raise RequestRefused(Code.SERVICE_UNAVAILABLE, "try again later", max_age=RETRY_AFTER)
-        self._per_endpoint[source.association] = count + 1
-        self._under_way[ticket] = source.association
+        self._per_endpoint[association] = count + 1
+        self._under_way[ticket] = association
         message = aiocoap.Message(
             code=request.method,
             uri_path=[segment.decode() for segment in request.path],
@@ -143,7 +144,7 @@ class Bridge(interfaces.TokenInterface):  # type: ignore[misc]  # aiocoap is unt
             accept=request.accept,
         )
         message.token = ticket.to_bytes(_TICKET_LENGTH, "big")
-        message.remote = Remote(source.association, source.identity)
+        message.remote = Remote(association, source.identity)
         message.direction = Direction.INCOMING
         self._tokens.process_request(message)
 

@@ -170,7 +170,7 @@ class ClientHandshake:
                 self.alert = known_alert(description)
                 self._fail(f"server sent alert {description}")
         elif record.content_type == ContentType.HANDSHAKE:
-            for fragment in tuple(m.parse_fragments(record.fragment)):
+            for fragment in m.parse_fragments(record.octets, record.start):
                 if fragment.message_seq < self._reassembly.expected:
                     if self._flight.is_wanted(now):
                         self._send_flight()

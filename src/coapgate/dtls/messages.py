@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
@@ -62,27 +62,26 @@ class Fragment(NamedTuple):
     body: bytes
 
 
-def parse_fragments(octets: bytes) -> Iterator[Fragment]:
-    """The handshake fragments of one record's plaintext.
+def parse_fragments(octets: bytes, position: int = 0) -> list[Fragment]:
+    """The handshake fragments of one record's plaintext, which begins at `position`.
 
-    Raises MalformedMessage at the first that is cut short, does not fit its own length or is one
-    too many; those before it have been yielded by then.
+    Raises MalformedMessage if one is cut short, does not fit its own length or is one too many.
     """
-    position, total = 0, len(octets)
-    for _ in range(MAX_FRAGMENTS):
-        if position == total:
-            return
+    total = len(octets)
+    found: list[Fragment] = []
+    while position != total:
         start = position + HEADER_LENGTH
         if start > total:
             raise MalformedMessage("message cut short")
+        if len(found) == MAX_FRAGMENTS:
+            raise MalformedMessage("too many fragments in a record")
         what, message_seq, high, low = _HEADER.unpack_from(octets, position)
         length, offset, size = what & _24_BITS, high << 8 | low >> 24, low & _24_BITS
         position = start + size
         if position > total or offset + size > length:
             raise MalformedMessage("fragment outside its message")
-        yield Fragment(what >> 24, length, message_seq, offset, octets[start:position])
-    if position != total:
-        raise MalformedMessage("too many fragments in a record")
+        found.append(Fragment(what >> 24, length, message_seq, offset, octets[start:position]))
+    return found
 
 
 def encode_fragment(kind: int, length: int, message_seq: int, offset: int, body: bytes) -> bytes:

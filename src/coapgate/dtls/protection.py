@@ -19,16 +19,17 @@ class Protection:
 
     `received_cid` is the one we handed out, `sent_cid` the one the peer asked for; None and an
     empty one both mean records without it. AEAD objects weigh up to 5 kB: they are made on first
-    use, and dropped by `cool`.
+    use, or by `warm`, and dropped by `cool`. `opener` is the one for receiving, None while there is
+    none.
     """
 
     __slots__ = (
-        "_opener",
         "_read_iv",
         "_sealer",
         "_write_iv",
         "is_client",
         "key_block",
+        "opener",
         "received_cid",
         "sent_cid",
         "suite",
@@ -49,13 +50,8 @@ class Protection:
         self.sent_cid = sent_cid
         self.key_block = key_block
         self._read_iv = self._write_iv = b""
-        self._opener: Aead | None = None
+        self.opener: Aead | None = None
         self._sealer: Aead | None = None
-
-    @property
-    def is_warm(self) -> bool:
-        """Whether AEAD objects are held."""
-        return self._opener is not None
 
     def warm(self) -> None:
         """Make the AEAD objects of both directions."""
@@ -64,11 +60,11 @@ class Protection:
 
     def cool(self) -> None:
         """Drop the AEAD objects, and the IVs that go with them, until the next record."""
-        self._opener = self._sealer = None
+        self.opener = self._sealer = None
         self._read_iv = self._write_iv = b""
 
     def _warm_opener(self) -> Aead:
-        opener = self._opener = self._aead(of_client=not self.is_client)
+        opener = self.opener = self._aead(of_client=not self.is_client)
         self._read_iv = self._iv(of_client=not self.is_client)
         return opener
 
@@ -92,7 +88,7 @@ class Protection:
         The explicit nonce is read, never computed: OpenSSL's GCM starts at a random value.
         Raises ForgedRecord if it does not authenticate, or is of a length that cannot be.
         """
-        opener = self._opener
+        opener = self.opener
         if opener is None:
             opener = self._warm_opener()
         length = len(record) - HEADER_LENGTH - EXPLICIT_NONCE_LENGTH - self.suite.tag_length
@@ -113,7 +109,7 @@ class Protection:
         Raises ForgedRecord if it does not authenticate, has no content type before its padding, or
         is of a length that cannot be.
         """
-        opener = self._opener
+        opener = self.opener
         if opener is None:
             opener = self._warm_opener()
         cid = self.received_cid

@@ -39,6 +39,7 @@ MAX_HELLO_RECORD_SEQUENCE = 1 << 47
 HANDSHAKE_WALK_INTERVAL = 0.1
 """Seconds at least between two walks over all pending handshakes for the sake of their timers."""
 
+_CLIENT_HELLO = int(m.HandshakeType.CLIENT_HELLO)
 _APPLICATION_DATA = bytes((ContentType.APPLICATION_DATA,))
 _TLS12_CID = bytes((ContentType.TLS12_CID,))
 # Where a tls12_cid record has its Connection ID, and where its body begins (RFC 9146 section 4).
@@ -156,16 +157,13 @@ class Server:
         self._may_ask = True
         try:
             for record in records.split(datagram, CID_LENGTH):
-                self._receive_record(record, path, now)
+                receive = _RECEIVERS.get((record.epoch, record.content_type), Server._drop)
+                receive(self, record, path, now)
         except MalformedRecord:
             self.counters.dropped[Drop.MALFORMED] += 1
 
-    def _receive_record(self, record: Record, path: Path, now: float) -> None:
-        receive = _RECEIVERS.get((record.epoch, record.content_type))
-        if receive is None:
-            self.counters.dropped[Drop.UNEXPECTED_RECORD] += 1
-        else:
-            receive(self, record, path, now)
+    def _drop(self, record: Record, path: Path, now: float) -> None:
+        self.counters.dropped[Drop.UNEXPECTED_RECORD] += 1
 
     # --- epoch 0
 
@@ -181,18 +179,19 @@ class Server:
         handshake = self._pending.at(path)
         start = None
         try:
-            fragments = tuple(m.parse_fragments(record.fragment))
+            fragments = m.parse_fragments(record.octets, record.start)
             if not fragments:
                 raise MalformedMessage("handshake record without a message")
-            if fragments[0].type == m.HandshakeType.CLIENT_HELLO and fragments[0].offset == 0:
-                start = m.parse_hello_start(fragments[0].body)
+            first = fragments[0]
+            if first.type == _CLIENT_HELLO and first.offset == 0:
+                start = m.parse_hello_start(first.body)
         except MalformedMessage as error:
             self.counters.dropped[Drop.MALFORMED] += 1
             if handshake is not None:
                 handshake.remember(str(error))
             return
         if start is not None:
-            self._receive_hello(record, fragments, start, path, now)
+            self._receive_hello(record, fragments, start, handshake, path, now)
         elif handshake is not None:
             self._advance(handshake, fragments, now)
         else:
@@ -201,8 +200,9 @@ class Server:
     def _receive_hello(
         self,
         record: Record,
-        fragments: tuple[m.Fragment, ...],
+        fragments: list[m.Fragment],
         start: m.HelloStart,
+        pending: ServerHandshake | None,
         path: Path,
         now: float,
     ) -> None:
@@ -212,7 +212,6 @@ class Server:
             self.counters.dropped[Drop.HELLO_NUMBER] += 1
             return
         bound = (path, start.version, start.random, start.session_id, now)
-        pending = self._pending.at(path)
         if self._cookies.verify(start.cookie, *bound):
             if pending is not None and pending.hello.random == start.random:
                 self._advance(pending, fragments, now)
@@ -246,7 +245,7 @@ class Server:
         return admitted
 
     def _begin(
-        self, hello: AcceptedHello, fragments: tuple[m.Fragment, ...], path: Path, now: float
+        self, hello: AcceptedHello, fragments: list[m.Fragment], path: Path, now: float
     ) -> None:
         self._handshake_number += 1
         handshake = ServerHandshake(
@@ -271,9 +270,7 @@ class Server:
             if drawn not in self._by_cid and self._pending.named(drawn) is None:
                 return drawn
 
-    def _advance(
-        self, handshake: ServerHandshake, fragments: tuple[m.Fragment, ...], now: float
-    ) -> None:
+    def _advance(self, handshake: ServerHandshake, fragments: list[m.Fragment], now: float) -> None:
         try:
             event = handshake.receive_fragments(fragments, now)
         except Refused as refusal:

@@ -130,7 +130,7 @@ class Traffic:
             self.counters.dropped[Drop.REPLAYED] += 1
             return None
         protection = association.protection
-        if not protection.is_warm:
+        if protection.opener is None:
             self._warmth.warm_up(association, now)
         has_cid = protection.received_cid
         try:
@@ -179,7 +179,7 @@ class Traffic:
     def _receive_handshake(self, association: Association, plaintext: bytes, now: float) -> None:
         """A repeated Finished wants ours again; a hello would be a renegotiation."""
         try:
-            first = next(m.parse_fragments(plaintext), None)
+            first, *_ = m.parse_fragments(plaintext) or (None,)
         except MalformedMessage:
             first = None
         if first is None:
@@ -203,7 +203,7 @@ class Traffic:
         if len(plaintext) > association.max_plaintext:
             self.counters.dropped[Drop.TOO_LONG] += 1
             return
-        if not association.protection.is_warm:
+        if association.protection.opener is None:
             self._warmth.warm_up(association, now)
         self._send_sealed(association, _APPLICATION, plaintext)
 

@@ -64,11 +64,12 @@ def uplink_path(segments: Sequence[bytes], room: int) -> str:
         path = b"/".join(segments).decode()
     except UnicodeDecodeError:
         raise _bad("path is not UTF-8") from None
+    levels = path.count("/") + 1
     if (
         _PLAIN_PATH.fullmatch(path) is None
         or len(path) > room
-        or path.count("/") >= len(segments)
-        or len(segments) > MAX_SEGMENTS
+        or levels != len(segments)
+        or levels > MAX_SEGMENTS
     ):
         _check_path(segments, path, room)
     return path
