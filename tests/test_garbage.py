@@ -9,6 +9,7 @@ import weakref
 import pytest
 
 from coapgate import garbage
+from coapgate.errors import StartError
 from tests.waiting import until
 
 
@@ -69,8 +70,8 @@ def test_what_comes_to_be_while_a_gateway_opens_is_never_visited() -> None:
 
 
 def test_the_collector_is_as_before_when_a_gateway_cannot_be_opened() -> None:
-    with pytest.raises(OSError), garbage.put_off():
-        raise OSError
+    with pytest.raises(StartError, match="bound"), garbage.put_off():
+        raise StartError("the port is bound")
 
     assert gc.isenabled()
 
