@@ -9,10 +9,11 @@ as in microseconds.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
-from statistics import fmean
+from statistics import median
 
 from coapgate.association_file import read_boot_id
 from coapgate.gateway import WORKER
@@ -28,8 +29,10 @@ REQUEST_FEW, REQUEST_MANY = "request-50-among-1000", "request-50-among-100000"
 HANDSHAKE_FEW, HANDSHAKE_MANY = "handshake-psk-among-1000", "handshake-psk-among-100000"
 IDLE_MANY = "idle-among-100000"
 
-TURNS = 2
-"""How often the load goes to each of the two: once first, once second."""
+TURNS = 4
+"""How often the load goes to each of the two, first and second by turns, for half of the time that
+others are measured: what else the machine does is then mostly the same for both, and of what is not
+the median knows little."""
 LOADS: dict[tuple[str, str], tuple[object, ...]] = {
     (REQUEST_FEW, REQUEST_MANY): ("--mode", "req", "-n", 50),
     (HANDSHAKE_FEW, HANDSHAKE_MANY): HANDSHAKES,
@@ -52,20 +55,20 @@ async def measure_crowd(bench: Bench) -> dict[str, Sample]:
     async with AsyncExitStack() as stack:
         few = await _open(bench, stack, scale.few_sleepers)
         many = await _open(bench, stack, scale.many_sleepers)
-        found: dict[str, list[Sample]] = {}
+        found: dict[str, list[Sample]] = defaultdict(list)
         for turn in range(TURNS):
             for names, load in LOADS.items():
                 places = list(zip(names, (few, many), strict=True))
                 for name, place in places if turn % 2 else reversed(places):
-                    found.setdefault(name, []).append(await _load(bench, place, load))
+                    found[name].append(await _load(bench, place, load))
         samples = {name: _together(each) for name, each in found.items()}
         for name_few, name_many in LOADS:
-            growth = 100 * (samples[name_many].cost / samples[name_few].cost - 1)
-            notes = {**samples[name_many].notes, GROWTH: growth}
+            pairs = zip(found[name_few], found[name_many], strict=True)
+            growth = median(among_many.cost / among_few.cost for among_few, among_many in pairs)
+            notes = {**samples[name_many].notes, GROWTH: 100 * (growth - 1)}
             samples[name_many] = replace(samples[name_many], notes=notes)
-        for name, place in ((HANDSHAKE_FEW, few), (HANDSHAKE_MANY, many)):
-            notes = {**samples[name].notes, **await _pauses(place)}
-            samples[name] = replace(samples[name], notes=notes)
+        notes = {**samples[HANDSHAKE_MANY].notes, **await _pauses(many)}
+        samples[HANDSHAKE_MANY] = replace(samples[HANDSHAKE_MANY], notes=notes)
         return samples | {IDLE_MANY: await _idle(few, many)}
 
 
@@ -91,23 +94,25 @@ async def _open(bench: Bench, stack: AsyncExitStack, sleepers: int) -> Place:
 
 
 async def _load(bench: Bench, place: Place, load: tuple[object, ...]) -> Sample:
+    scale = bench.scale
     usual = bench.options(place.installation, place.gateway)
-    report = await run_load(bench.load, bench.cores.load, *usual, *load)
+    times = ("-d", scale.duration / 2, "-w", scale.warmup / 2)
+    report = await run_load(bench.load, bench.cores.load, *usual, *load, *times)
     return per_operation(report, await faults(place.gateway))
 
 
 def _together(turns: list[Sample]) -> Sample:
-    """One sample of several; what went wrong in any of them did."""
+    """The middle of several samples as one; what went wrong in any of them did."""
     first = turns[0]
     rates, p50s, p99s = (
         [value for value in values if value is not None]
         for values in zip(*((each.rate, each.p50_ms, each.p99_ms) for each in turns), strict=True)
     )
     return Sample(
-        fmean(each.cost for each in turns),
-        *(fmean(rates), fmean(p50s), fmean(p99s)),
+        median(each.cost for each in turns),
+        *(median(rates), median(p50s), median(p99s)),
         {name: sum(each.wrong[name] for each in turns) for name in first.wrong},
-        {name: fmean(each.notes[name] for each in turns) for name in first.notes},
+        {name: median(each.notes[name] for each in turns) for name in first.notes},
     )
 
 
