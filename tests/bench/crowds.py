@@ -33,6 +33,8 @@ TURNS = 4
 """How often the load goes to each of the two, first and second by turns, for half of the time that
 others are measured: what else the machine does is then mostly the same for both, and of what is not
 the median knows little."""
+UNSEEN = 1e-3
+"""Microseconds of what was too short for the kernel to count."""
 LOADS: dict[tuple[str, str], tuple[object, ...]] = {
     (REQUEST_FEW, REQUEST_MANY): ("--mode", "req", "-n", 50),
     (HANDSHAKE_FEW, HANDSHAKE_MANY): HANDSHAKES,
@@ -64,7 +66,7 @@ async def measure_crowd(bench: Bench) -> dict[str, Sample]:
         samples = {name: _together(each) for name, each in found.items()}
         for name_few, name_many in LOADS:
             pairs = zip(found[name_few], found[name_many], strict=True)
-            growth = median(among_many.cost / among_few.cost for among_few, among_many in pairs)
+            growth = median(costs.cost / max(before.cost, UNSEEN) for before, costs in pairs)
             notes = {**samples[name_many].notes, GROWTH: 100 * (growth - 1)}
             samples[name_many] = replace(samples[name_many], notes=notes)
         notes = {**samples[HANDSHAKE_MANY].notes, **await _pauses(many)}
