@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
@@ -167,7 +167,8 @@ async def _serving(
         )
 
     collectors = CollectorRegistry()
-    collectors.register(Collector(sources(pump, layer, uplinks, connection, udp)))
+    pauses = garbage.Pauses()
+    collectors.register(Collector(sources(pump, layer, uplinks, connection, udp, pauses)))
     application = http.create_app(collectors, not_ready)
     async with (
         bridge,
@@ -178,7 +179,8 @@ async def _serving(
         to_broker = tasks.create_task(connection.run(), name="mqtt")
         try:
             addresses = tuple(Address(*address) for address in udp.addresses)
-            yield Gateway(addresses, http_address, pump, connection, not_ready)
+            with pauses:
+                yield Gateway(addresses, http_address, pump, connection, not_ready)
         finally:
             # Devices are still heard: what they repeat is answered, what is new gets 5.03.
             deadline = time.monotonic() + STOP_TIME
@@ -239,7 +241,9 @@ async def _serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with open_gateway(settings) as gateway:
+    async with AsyncExitStack() as stack:
+        with garbage.put_off():
+            gateway = await stack.enter_async_context(open_gateway(settings))
         counters = gateway.pump.server.counters
         collecting = loop.create_task(
             garbage.set_apart_what_stays(lambda: counters.handshakes_completed), name="garbage"

@@ -8,6 +8,7 @@ from typing import Any
 
 from coapgate.coap.messages import MessageLayer
 from coapgate.dtls.counters import Drop
+from coapgate.garbage import Pauses
 from coapgate.metrics import Source
 from coapgate.model import Outcome
 from coapgate.mqtt.connection import Connection
@@ -17,7 +18,12 @@ from coapgate.uplink import Uplinks
 
 
 def sources(
-    pump: Pump, layer: MessageLayer[Any], uplinks: Uplinks, connection: Connection, udp: Udp
+    pump: Pump,
+    layer: MessageLayer[Any],
+    uplinks: Uplinks,
+    connection: Connection,
+    udp: Udp,
+    pauses: Pauses,
 ) -> dict[str, Source]:
     """One source for every family."""
     started_at = time.time()
@@ -28,6 +34,9 @@ def sources(
         "coapgate_build_info": lambda: build,
         "coapgate_start_time_seconds": lambda: started_at,
         "coapgate_internal_errors_total": lambda: udp.failures + decisions.failures,
+        "coapgate_garbage_collections_total": lambda: pauses.collections,
+        "coapgate_garbage_collection_seconds_total": lambda: pauses.seconds,
+        "coapgate_garbage_collection_longest_seconds": lambda: pauses.longest,
         # UDP
         "coapgate_datagrams_received_total": lambda: udp.datagrams_received,
         "coapgate_datagrams_sent_total": lambda: udp.datagrams_sent,

@@ -52,6 +52,21 @@ FAMILIES = (
         Kind.COUNTER,
         "Mistakes of the gateway's own; the log has them.",
     ),
+    Family(
+        "coapgate_garbage_collections_total",
+        Kind.COUNTER,
+        "Runs of the garbage collector; nobody is served meanwhile.",
+    ),
+    Family(
+        "coapgate_garbage_collection_seconds_total",
+        Kind.COUNTER,
+        "Seconds that all of them took.",
+    ),
+    Family(
+        "coapgate_garbage_collection_longest_seconds",
+        Kind.GAUGE,
+        "Seconds that the longest of them took, since this process began to serve.",
+    ),
     # UDP
     Family(
         "coapgate_datagrams_received_total",

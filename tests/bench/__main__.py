@@ -1,12 +1,13 @@
 """`make bench`: what a request, a handshake, an association and a restart cost, from outside.
 
-    python -m tests.bench                      all of it, three times: about ten minutes
-    python -m tests.bench --quick              all of it once, smaller: about two minutes
+    python -m tests.bench                      all of it, three times: about fifteen minutes
+    python -m tests.bench --quick              all of it once, smaller: about three minutes
     python -m tests.bench request-50 request-500 --repeats 1
 
 Needs mosquitto; gcc and libssl-dev for the fast load generator, without which a slower one in
 Python serves. Writes JSON and a chart into bench-results/, and compares ratios with
-tests/bench/baseline.json: exit status 1 if one became worse, or if anything went wrong.
+tests/bench/baseline.json: exit status 1 if one became worse, if anything went wrong, or if what a
+crowd of associations may cost (comparison.LIMITS) was exceeded.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from rich.console import Console
 
 from coapgate.errors import CoapgateError
 from tests.bench import chart, comparison, documents, tables
+from tests.bench.catalogue import FIGURES, MEASUREMENTS, repeat
 from tests.bench.figures import FLOOR, Results, Sample, summarize, write
 from tests.bench.loads import PYTHON, ROOT, Load, LoadFailed, compile_dtlsload
 from tests.bench.machine import describe
-from tests.bench.measurements import MEASUREMENTS, repeat
 from tests.bench.processes import Cores, choose_cores
 from tests.bench.surroundings import FULL, QUICK, Bench, Scale, mosquitto
 from tests.peers import require
 
-WHAT = {name: measurement.what for name, measurement in MEASUREMENTS.items()}
+WHAT = {name: line.what for name, line in FIGURES.items()}
 
 
 def measure(
@@ -56,8 +57,7 @@ def results_of(samples: dict[str, list[Sample]], about: dict[str, str]) -> Resul
     return Results(
         about,
         tuple(
-            summarize(name, MEASUREMENTS[name].unit, found, floors)
-            for name, found in samples.items()
+            summarize(name, FIGURES[name].unit, found, floors) for name, found in samples.items()
         ),
     )
 
@@ -87,6 +87,14 @@ def judge(results: Results, console: Console) -> bool:
     if unknown:
         console.print(f"not in a baseline of this load: {', '.join(unknown)}")
     return not worse
+
+
+def hold_limits(results: Results, console: Console) -> bool:
+    """Say what is above a limit that needs no baseline; False if anything is."""
+    beyond = comparison.beyond_limits(results)
+    for line in beyond:
+        console.print(f"too much: {line}", style="red")
+    return not beyond
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -148,7 +156,9 @@ def main() -> int:
         documents.write_figures(results, WHAT)
     if arguments.write_baseline:
         comparison.BASELINE.write_text(comparison.encode_baseline(results))
-    is_good = arguments.quick or not comparison.BASELINE.exists() or judge(results, console)
+    is_good = hold_limits(results, console) or arguments.quick
+    if not arguments.quick and comparison.BASELINE.exists():
+        is_good &= judge(results, console)
     return 0 if is_good and not results.went_wrong() else 1
 
 

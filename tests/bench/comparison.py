@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.figures import FLOOR, KIBIBYTES, Figure, Results
+from tests.bench.figures import FLOOR, GROWTH, KIBIBYTES, PAUSE, Figure, Results
 
 BASELINE = Path(__file__).with_name("baseline.json")
 TIME_TOLERANCE = 0.25
@@ -19,6 +19,9 @@ MEMORY_TOLERANCE = 0.10
 RECOVERY = "recovery"
 RECOVERY_TOLERANCE = 1.0
 """It is the small difference of two long starts, and varies accordingly."""
+LIMITS = {GROWTH: 10.0, PAUSE: 20.0}
+"""How much more anything may cost among a hundred times as many associations, and how long the
+garbage collector may hold up everybody; each the median of the repetitions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,16 @@ def compare(results: Results, baseline: str) -> tuple[list[Change], list[str]]:
             what = "KiB" if figure.unit == KIBIBYTES else "x floor"
             changes.append(Change(figure.name, what, before[figure.name], now, _tolerance(figure)))
     return changes, unknown
+
+
+def beyond_limits(results: Results) -> list[str]:
+    """Which figures' notes are above their limits, a line for each."""
+    return [
+        f"{figure.name}: {name} {figure.notes[name]:.1f}, {limit:g} at most"
+        for figure in results.figures
+        for name, limit in LIMITS.items()
+        if figure.notes.get(name, 0.0) > limit
+    ]
 
 
 def _tolerance(figure: Figure) -> float:

@@ -13,6 +13,10 @@ FLOOR = "floor"
 MICROSECONDS = "us"
 KIBIBYTES = "KiB"
 
+GROWTH = "growth_percent"
+PAUSE = "longest_gc_pause_ms"
+"""Notes that `comparison` has a limit for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:

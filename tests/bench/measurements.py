@@ -6,39 +6,30 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from tests.bench.figures import FLOOR, KIBIBYTES, MICROSECONDS, Sample
+from tests.bench.figures import Sample
 from tests.bench.loads import PYTHON, Report, environment, parse_report, run_load
 from tests.bench.processes import cpu_seconds, on_core, peak_resident_kib
-from tests.bench.surroundings import Bench
+from tests.bench.surroundings import DEVICE, Bench
 from tests.fakes.broker import FakeBroker
 from tests.gateways import GatewayProcess, Installation
 from tests.programs import started
 
 SPREAD = ("--src-spread", 200)
 """Many addresses: `dtls.handshakes_per_address` is not what is measured."""
-
+HANDSHAKES = ("--mode", "hs", "-n", 16, *SPREAD)
 
 Measure = Callable[[Bench], Awaitable[Sample]]
 
 
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """`what` is its line in the documents."""
-
-    what: str
-    unit: str
-    measure: Measure
-
-
-def by_load(*options: object, python: bool = False) -> Measure:
+def by_load(*options: object, python: bool = False, certificate: str = DEVICE) -> Measure:
     """Whatever the load generator does with these options, and reports for each operation."""
 
     async def measure(bench: Bench) -> Sample:
         load = PYTHON if python else bench.load
         async with bench.installation() as installation, bench.gateway(installation) as gateway:
-            usual = bench.options(installation, gateway)
+            usual = bench.options(installation, gateway, certificate)
             report = await run_load(load, bench.cores.load, *usual, *options)
             wrong = await faults(gateway)
             if "--cid" in options:
@@ -209,48 +200,3 @@ async def faults(gateway: GatewayProcess) -> dict[str, float]:
     """What the gateway itself counts as its mistakes."""
     metrics = await gateway.metrics()
     return {"internal errors": metrics["coapgate_internal_errors_total"]}
-
-
-_X509 = ("--auth", "x509")
-_HANDSHAKES = ("--mode", "hs", "-n", 16, *SPREAD)
-MEASUREMENTS: dict[str, Measurement] = {
-    FLOOR: Measurement("UDP echo in Python, 50 devices", MICROSECONDS, measure_floor),
-    "handshake-psk": Measurement("PSK handshake", MICROSECONDS, by_load(*_HANDSHAKES)),
-    "handshake-x509": Measurement(
-        "X.509 handshake, mutual", MICROSECONDS, by_load(*_HANDSHAKES, *_X509)
-    ),
-    **{
-        f"request-{count}": Measurement(
-            f"request, {count} device{'s' * (count > 1)}",
-            MICROSECONDS,
-            by_load("--mode", "req", "-n", count),
-        )
-        for count in (1, 50, 500)
-    },
-    "request-5000": Measurement("request, 5,000 devices", MICROSECONDS, requests_of_most()),
-    **{
-        f"rounds-{count}{'-cid' * with_cid}": Measurement(
-            f"request, {count} devices in rounds, with{'' if with_cid else 'out'} CID",
-            MICROSECONDS,
-            by_load("--mode", "req", "-n", count, *(["--cid"] * with_cid), python=True),
-        )
-        for count in (50, 500)
-        for with_cid in (False, True)
-    },
-    "slow-broker": Measurement("request, broker takes 0.7 s", MICROSECONDS, measure_slow_broker),
-    "storm": Measurement("reconnect storm, each device", MICROSECONDS, measure_storm),
-    "recovery": Measurement("recovery of an association", MICROSECONDS, measure_recovery),
-    "idle": Measurement("idle association", KIBIBYTES, measure_idle),
-}
-
-
-async def repeat(
-    bench: Bench, names: list[str], repeats: int, tell: Callable[[str], None]
-) -> dict[str, list[Sample]]:
-    """Measure each so many times, all of them in turn, so that a slow minute spoils none alone."""
-    samples: dict[str, list[Sample]] = {name: [] for name in names}
-    for turn in range(1, repeats + 1):
-        for name in names:
-            tell(f"{turn} of {repeats}: {name}")
-            samples[name].append(await MEASUREMENTS[name].measure(bench))
-    return samples

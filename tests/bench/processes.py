@@ -26,6 +26,24 @@ def resident_kib(pid: int) -> int:
     return _status(pid, "VmRSS")
 
 
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """KiB of memory that a process occupies: its own, and pages of files that it has mapped."""
+
+    anonymous: int
+    of_files: int
+
+    @property
+    def total(self) -> int:
+        return self.anonymous + self.of_files
+
+
+def resident(pid: int) -> Resident:
+    """Whose a process's memory is; a file of a file system in memory is a file too."""
+    of_files = _status(pid, "RssFile") + _status(pid, "RssShmem")
+    return Resident(_status(pid, "RssAnon"), of_files)
+
+
 def peak_resident_kib(pid: int) -> int:
     """KiB of memory that a process has occupied at most."""
     return _status(pid, "VmHWM")

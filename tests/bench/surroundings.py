@@ -18,6 +18,8 @@ from tests.peers import Mosquitto
 SECRET = b"sixteen octets!!"
 IDENTITY = "load.{:06}"
 """Both as the load generators have them by default."""
+SLEEPER = "sleeper.{:06}"
+"""Identities of devices that have an association, and say nothing."""
 
 OPTIONS: dict[str, dict[str, object]] = {
     # What is measured is the work, not the limits that an operator sets.
@@ -26,6 +28,11 @@ OPTIONS: dict[str, dict[str, object]] = {
     # A line for each session is written as fast as somebody reads it.
     "log": {"level": "warning"},
 }
+
+DEVICE = "device"
+"""The files of a certificate that the root has signed."""
+DEVICE_OF_LINE = "device-of-line"
+"""Those of one that an intermediate has signed, which is sent with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,9 @@ class Scale:
     storm_devices: int = 10_000
     storm_time: float = 60.0
     recovered_devices: int = 5000
+    few_sleepers: int = 1000
+    many_sleepers: int = 100_000
+    """Associations beside which everything is measured once more."""
 
     @property
     def known_devices(self) -> int:
@@ -50,8 +60,8 @@ class Scale:
 
 
 FULL = Scale()
-QUICK = Scale(2.0, 0.5, 1000, 1000, 12.0, 1000, 6.0, 1000)
-TINY = Scale(0.3, 0.1, 20, 20, 0.1, 20, 0.2, 20)
+QUICK = Scale(2.0, 0.5, 1000, 1000, 12.0, 1000, 6.0, 1000, 200, 20_000)
+TINY = Scale(0.3, 0.1, 20, 20, 0.1, 20, 0.2, 20, 5, 50)
 """Shows that everything works, and measures nothing."""
 
 
@@ -66,20 +76,26 @@ class Bench:
     scale: Scale
 
     @asynccontextmanager
-    async def installation(self, broker_url: str | None = None) -> AsyncIterator[Installation]:
-        """A configured gateway, with all devices and certificates that any load has."""
+    async def installation(
+        self, broker_url: str | None = None, *, sleepers: int = 0
+    ) -> AsyncIterator[Installation]:
+        """A configured gateway, with all devices and certificates that any load has, and with so
+        many devices besides that no load has."""
         folder = self.folder / f"gateway-{time.monotonic_ns()}"
         folder.mkdir()
         installation = Installation(folder, broker_url or self.broker_url, OPTIONS)
         try:
-            installation.registry.import_devices(
-                NewDevice(
-                    n, DEFAULT_TENANT, DeviceId(f"load-{n}"), IDENTITY.format(n).encode(), SECRET
-                )
-                for n in range(1, self.scale.known_devices + 1)
-            )
+            numbers = range(1, self.scale.known_devices + 1)
+            known = [_device(n, f"load-{n}", IDENTITY.format(n)) for n in numbers]
+            known += [
+                _device(len(known) + n, f"sleeper-{n}", SLEEPER.format(n))
+                for n in range(1, sleepers + 1)
+            ]
+            installation.registry.import_devices(known)
             installation.add_anchor()
-            installation.ca.issue_device("load-x509").write(folder, "device")
+            installation.ca.issue_device("load-x509").write(folder, DEVICE)
+            line = installation.ca.intermediate("Benchmark Line")
+            line.issue_device("load-chain").write(folder, DEVICE_OF_LINE)
             yield installation
         finally:
             installation.close()
@@ -94,16 +110,22 @@ class Bench:
                 gateway = await stack.enter_async_context(running_process(installation, address))
             yield gateway
 
-    def options(self, installation: Installation, gateway: GatewayProcess) -> tuple[object, ...]:
+    def options(
+        self, installation: Installation, gateway: GatewayProcess, certificate: str = DEVICE
+    ) -> tuple[object, ...]:
         """What tells a load generator where the gateway is, and who its devices are."""
         host, port = gateway.address
         folder, scale = installation.folder, self.scale
         return (
             *("--host", host, "--port", port, "--pid", gateway.pid),
             *("--id-count", scale.known_devices),
-            *("--cert", folder / "device.pem", "--key", folder / "device.key"),
+            *("--cert", folder / f"{certificate}.pem", "--key", folder / f"{certificate}.key"),
             *("--ca", installation.ca_file, "-d", scale.duration, "-w", scale.warmup),
         )
+
+
+def _device(line: int, device: str, identity: str) -> NewDevice:
+    return NewDevice(line, DEFAULT_TENANT, DeviceId(device), identity.encode(), SECRET)
 
 
 @contextmanager

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from tests.bench.comparison import BASELINE, compare, encode_baseline
-from tests.bench.figures import FLOOR, KIBIBYTES, MICROSECONDS, Results, Sample, summarize
-from tests.bench.measurements import MEASUREMENTS
+import json
+
+import pytest
+
+from tests.bench.catalogue import FIGURES
+from tests.bench.comparison import BASELINE, beyond_limits, compare, encode_baseline
+from tests.bench.figures import (
+    FLOOR,
+    GROWTH,
+    KIBIBYTES,
+    MICROSECONDS,
+    PAUSE,
+    Results,
+    Sample,
+    summarize,
+)
 
 
 def results(
@@ -67,15 +80,28 @@ def test_a_measurement_that_the_baseline_lacks_is_named() -> None:
     assert unknown == ["request-50"]
 
 
-def test_the_stored_baseline_has_every_measurement() -> None:
-    idle = summarize("idle", KIBIBYTES, [Sample(1e-6)], [1.0])
-    others = [
-        summarize(name, MICROSECONDS, [Sample(1e-6)], [1.0])
-        for name in MEASUREMENTS
-        if name != "idle"
-    ]
+def test_the_stored_baseline_has_measurements_that_there_are() -> None:
+    figures = tuple(
+        summarize(name, line.unit, [Sample(1e-6)], [1.0]) for name, line in FIGURES.items()
+    )
 
-    changes, unknown = compare(Results({"load": "dtlsload"}, (idle, *others)), BASELINE.read_text())
+    changes, unknown = compare(Results({"load": "dtlsload"}, figures), BASELINE.read_text())
 
-    assert unknown == []
-    assert {change.name for change in changes} == MEASUREMENTS.keys() - {FLOOR}
+    compared = {change.name for change in changes}
+    assert compared == json.loads(BASELINE.read_text())["values"].keys()
+    assert compared | set(unknown) == FIGURES.keys() - {FLOOR}
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "broken"), [(GROWTH, 10.0, 10.1), (PAUSE, 20.0, 20.1)], ids=[GROWTH, PAUSE]
+)
+def test_what_is_above_a_limit_in_most_repetitions_is_said(
+    name: str, kept: float, broken: float
+) -> None:
+    def beyond(*values: float) -> list[str]:
+        samples = [Sample(20.0, notes={name: value}) for value in values]
+        figure = summarize("request-50", MICROSECONDS, samples, [5.0] * len(samples))
+        return beyond_limits(Results({}, (figure,)))
+
+    assert beyond(-3.0, kept, 99.0) == []
+    assert beyond(-3.0, broken, broken) == [f"request-50: {name} {broken}, {kept:g} at most"]

@@ -174,7 +174,8 @@ def measure_requests(gateway: Whole, kind: RequestKind) -> Cost:
 
 def measure_handshakes(gateway: Whole, kind: HandshakeKind) -> Cost:
     """First handshakes of devices that the registry knows, their log lines included."""
-    devices = add_devices(gateway, kind.method, 3 * HANDSHAKES, cid=kind.cid)
+    first = gateway.pump.server.association_count
+    devices = add_devices(gateway, kind.method, 3 * HANDSHAKES, cid=kind.cid, first=first)
     waiting = iter(devices)
 
     def run() -> None:

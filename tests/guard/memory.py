@@ -83,6 +83,16 @@ def by_associations(gateway: Whole, method: Method, *, cid: bool) -> Left:
     return Left(octets / ASSOCIATIONS, objects / ASSOCIATIONS)
 
 
+def by_recovery(gateway: Whole) -> Left:
+    """Per association of an earlier process that goes on."""
+    with still(), Memory() as memory:
+        octets, objects = memory.now(), tracked()
+        gateway.recover()
+        octets, objects = memory.now() - octets, tracked() - objects
+    count = gateway.pump.recovered
+    return Left(octets / count, objects / count)
+
+
 def collections_by_requests(gateway: Whole) -> int:
     """Runs of the garbage collector in `REQUESTS` requests, which are all there is to it."""
     devices = add_devices(gateway, Method.PSK, DEVICES, cid=True)

@@ -27,22 +27,28 @@ from coapgate.dtls.client import Client, ClientSettings, Credential
 from coapgate.dtls.server import ServerSettings
 from coapgate.dtls.store import AssociationStore
 from coapgate.logs import TextFormatter
-from coapgate.model import Code
+from coapgate.model import DEFAULT_TENANT, Code, DeviceId
 from coapgate.mqtt.connection import Connection
 from coapgate.mqtt.settings import ConnectionSettings
+from coapgate.registry.base import NewDevice
 from coapgate.registry.sqlite import SqliteRegistry
 from coapgate.serving import Pump
 from coapgate.sessions import Sessions
 from coapgate.simulated.message import Kind, Message, request_options
 from coapgate.udp import BATCH, Udp
 from coapgate.uplink import Uplinks
+from tests import crowd
 from tests.dtls.factory import x509_settings
 from tests.guard.loop import SteppedLoop
 from tests.guard.wire import Broker, Peer, Wire
 
 WALL = 1_800_000_000.0
-CAPACITY = 4096
+BOOT = "guard"
+CAPACITY = 8192
 """Associations that the file has room for."""
+ASSOCIATIONS = "associations"
+"""The name of the file."""
+SECRET = b"sixteen octets!!"
 PAYLOAD = b"x" * 100
 BATCH_TIME = 0.001
 """Seconds from one batch of datagrams to the next."""
@@ -126,6 +132,10 @@ class Whole:
     def close(self) -> None:
         self._closing.set()
 
+    def recover(self) -> None:
+        """Take up the associations of an earlier process."""
+        self.loop.run_until_complete(self.pump.recover(self.udp.can_reach))
+
     @property
     def system_calls(self) -> int:
         """Those for datagrams, and for what is written to the broker."""
@@ -204,15 +214,8 @@ def whole(folder: Path, *, stored: bool = True) -> Iterator[Whole]:
     loop = SteppedLoop()
     try:
         with (
-            SqliteRegistry.open(
-                "sqlite:///registry.db",
-                folder / "registry.key",
-                folder,
-                refresh_interval=0.5,
-                wall=lambda: WALL,
-                clock=loop.time,
-            ) as registry,
-            _store(folder / "associations", registry) if stored else nullcontext() as store,
+            _registry(folder, loop.time) as registry,
+            _store(folder, registry) if stored else nullcontext() as store,
             _logged(),
         ):
             gateway = Whole(loop, registry, store)
@@ -230,8 +233,33 @@ def whole(folder: Path, *, stored: bool = True) -> Iterator[Whole]:
         loop.close()
 
 
-def _store(path: Path, registry: SqliteRegistry) -> AbstractContextManager[AssociationStore]:
-    return open_associations(path, CAPACITY, registry, boot_id="guard", wall=WALL)
+@contextmanager
+def crowded(folder: Path, count: int) -> Iterator[Whole]:
+    """The same, whose association file has so many associations in it: `recover` them."""
+    with _registry(folder, lambda: 0.0) as registry:
+        registry.import_devices(
+            NewDevice(n, DEFAULT_TENANT, DeviceId(f"sleeper-{n:06}"), b"%d" % n, SECRET)
+            for n in range(1, count + 1)
+        )
+        file = folder / ASSOCIATIONS
+        crowd.fill(file, CAPACITY, registry, registry.psks(), wall=WALL, boot_id=BOOT)
+    with whole(folder) as gateway:
+        yield gateway
+
+
+def _registry(folder: Path, clock: Callable[[], float]) -> SqliteRegistry:
+    return SqliteRegistry.open(
+        "sqlite:///registry.db",
+        folder / "registry.key",
+        folder,
+        refresh_interval=0.5,
+        wall=lambda: WALL,
+        clock=clock,
+    )
+
+
+def _store(folder: Path, registry: SqliteRegistry) -> AbstractContextManager[AssociationStore]:
+    return open_associations(folder / ASSOCIATIONS, CAPACITY, registry, boot_id=BOOT, wall=WALL)
 
 
 @contextmanager
