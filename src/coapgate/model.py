@@ -24,6 +24,12 @@ MAX_KEY_LENGTH = 64
 MAX_KEYS_PER_IDENTITY = 4
 
 
+MARK_PART_LENGTH = 8
+MARK_LENGTH = 3 * MARK_PART_LENGTH
+"""Octets by which a certificate is remembered in `Identity.path`: the first ones of the SHA-256 of
+its issuer's SubjectPublicKeyInfo, of its serial number, and of itself."""
+
+
 def is_name(text: str) -> bool:
     """Whether `text` may name a tenant or a device: one MQTT topic level, never rewritten."""
     return _NAME.fullmatch(text) is not None

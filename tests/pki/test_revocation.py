@@ -14,12 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from coapgate.errors import CertificateError, Reason, Refused
-from coapgate.model import DEFAULT_TENANT, DeviceIdSource, TrustAnchor
+from coapgate.model import DEFAULT_TENANT, MARK_LENGTH, DeviceIdSource, TrustAnchor
 from coapgate.pki.anchors import parse_anchor
 from coapgate.pki.chains import verify_chain
 from coapgate.pki.factory import AUTHORITY, DAY, FactoryCa, IssuedCertificate, PrivateKey, key_usage
 from coapgate.pki.revocation import (
-    MARK_LENGTH,
     MAX_AUTHORITIES,
     RevocationList,
     Revocations,

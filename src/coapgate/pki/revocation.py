@@ -24,7 +24,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from coapgate.errors import CertificateError, Reason, Refused
-from coapgate.model import TrustAnchor
+from coapgate.model import MARK_LENGTH, MARK_PART_LENGTH, TrustAnchor
 from coapgate.pki.certificates import judge_certificate, judge_issuer, read_statements
 from coapgate.pki.keys import UNREADABLE, PublicKey, is_signed_by, signature_fault
 
@@ -34,11 +34,8 @@ MAX_LIST_SIZE = 64 << 20
 MAX_AUTHORITIES = 64
 """Certificates of intermediates, and lists, in one file: as many of each."""
 
-ISSUER_LENGTH = SERIAL_LENGTH = FINGERPRINT_LENGTH = 8
-MARK_LENGTH = ISSUER_LENGTH + SERIAL_LENGTH + FINGERPRINT_LENGTH
-"""Octets by which one certificate of a path is remembered."""
-
-_LISTED = ISSUER_LENGTH + SERIAL_LENGTH
+_LISTED = 2 * MARK_PART_LENGTH
+"""Octets by which a list tells a certificate: its issuer, its serial number."""
 
 _BLOCKS = re.compile(
     rb"-----BEGIN (X509 CRL|CERTIFICATE)-----.*?-----END \1-----", re.DOTALL | re.ASCII
@@ -47,12 +44,12 @@ _BLOCKS = re.compile(
 
 def mark(certificate: x509.Certificate, fingerprint: bytes) -> bytes:
     """How a certificate is remembered, all but its issuer: 16 octets."""
-    return _serial_mark(certificate.serial_number) + fingerprint[:FINGERPRINT_LENGTH]
+    return _serial_mark(certificate.serial_number) + fingerprint[:MARK_PART_LENGTH]
 
 
 def issuer_mark(key_id: bytes) -> bytes:
     """How an issuer is remembered, of the SHA-256 of its key: 8 octets."""
-    return key_id[:ISSUER_LENGTH]
+    return key_id[:MARK_PART_LENGTH]
 
 
 def key_id_of(certificate: x509.Certificate) -> bytes:
@@ -122,7 +119,7 @@ class Revocations:
                 *(each.revoked for each in in_force.values())
             ),
             serials=frozenset(serial for issuer, serial in marks if not issuer),
-            fingerprints=frozenset(each[:FINGERPRINT_LENGTH] for each in fingerprints),
+            fingerprints=frozenset(each[:MARK_PART_LENGTH] for each in fingerprints),
             until={issuer_mark(each.issuer): each.next_update for each in in_force.values()},
             is_hard=is_hard,
         )
@@ -141,14 +138,14 @@ class Revocations:
         for depth, each in enumerate(marks):
             if (
                 each[:_LISTED] in self.listed
-                or each[ISSUER_LENGTH:_LISTED] in self.serials
+                or each[MARK_PART_LENGTH:_LISTED] in self.serials
                 or each[_LISTED:] in self.fingerprints
             ):
                 whose = "an authority above the device" if depth else "the device's certificate"
                 raise Refused(Reason.REVOKED, whose)
         if self.is_hard:
             for each in marks:
-                until = self.until.get(each[:ISSUER_LENGTH])
+                until = self.until.get(each[:MARK_PART_LENGTH])
                 if until is None:
                     raise Refused(Reason.UNAVAILABLE, "an issuer's revocation list is missing")
                 if wall > until:
@@ -333,7 +330,7 @@ def _has_signed(authority: x509.Certificate, given: x509.CertificateRevocationLi
 
 
 def _serial_mark(serial: int) -> bytes:
-    return hashlib.sha256(b"%x" % serial).digest()[:SERIAL_LENGTH]
+    return hashlib.sha256(b"%x" % serial).digest()[:MARK_PART_LENGTH]
 
 
 def _name(name: x509.Name) -> str:
