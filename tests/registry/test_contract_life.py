@@ -224,8 +224,9 @@ async def test_first_contact_registers_the_device_without_a_key(registry: AnyReg
     batch = registry.add_batch(LINE_1, MASTER_KEY)
     (derived,) = await registry.find_psk(b"acme-sensor-1")
 
-    registered = await registry.register_derived(derived)
+    registered, is_new = await registry.register_derived(derived)
 
+    assert is_new
     assert registered == replace(derived, number=registered.number, secret=b"")
     assert registered.number > 0
     assert await registry.find_psk(b"acme-sensor-1") == (
@@ -243,7 +244,8 @@ async def test_fifty_first_contacts_at_once_register_a_device_once(registry: Any
 
     answers = await asyncio.gather(*(registry.register_derived(derived) for _ in range(50)))
 
-    assert len(set(answers)) == 1
+    assert len({key for key, _ in answers}) == 1
+    assert sum(is_new for _, is_new in answers) == 1
     assert len(list(registry.devices())) == 1
     assert registry.get_batch("line-1").device_count == 1
 
@@ -296,7 +298,7 @@ async def test_one_device_of_a_batch_is_revoked_for_good(registry: AnyRegistry) 
     registry.revoke_psks(identity=b"acme-sensor-1")
 
     assert set((await states(registry, b"acme-sensor-1")).values()) == {"revoked"}
-    again = await registry.register_derived(derived)
+    again, _ = await registry.register_derived(derived)
     assert again.state == "revoked"
     assert (await states(registry, b"acme-sensor-2")) == {
         derive_key(MASTER_KEY, b"acme-sensor-2"): "active"
@@ -309,7 +311,7 @@ async def test_a_revoked_batch_takes_its_devices_along_and_derives_no_more(
     registry.add_batch(LINE_1, MASTER_KEY)
     (first,) = await registry.find_psk(b"acme-sensor-1")
     (second,) = await registry.find_psk(b"acme-sensor-2")
-    registered = await registry.register_derived(first)
+    registered, _ = await registry.register_derived(first)
     own = registry.add_psk(ACME, SENSOR_1, b"own", KEY_1)
     before = registry.newest_change()
 
@@ -350,7 +352,7 @@ async def test_a_derived_key_is_good_as_long_as_its_batch_and_its_own_time(
 
     (derived,) = await registry.find_psk(b"acme-sensor-1")
     assert (derived.not_before, derived.not_after) == (NOW - 9, NOW + 99)
-    registered = await registry.register_derived(derived)
+    registered, _ = await registry.register_derived(derived)
     assert (registered.not_before, registered.not_after) == (NOW - 9, NOW + 50)
 
 
@@ -515,6 +517,7 @@ async def test_a_certificate_is_revoked_once(registry: AnyRegistry) -> None:
     assert not registry.revoke_certificate(by_serial)
     assert registry.revoke_certificate(by_fingerprint)
 
+    await registry.anchors()  # which looks whether anything has changed
     found = await registry.revoked_certificates()
     assert found == (replace(by_serial, added_at=NOW), replace(by_fingerprint, added_at=NOW))
     assert await registry.revoked_certificates() is found

@@ -272,7 +272,8 @@ async def test_fifty_first_contacts_in_four_processes_register_a_device_once(
                 for number in range(50)
             )
         )
-        assert len({answer.number for answer in answers}) == 1
+        assert len({key.number for key, _ in answers}) == 1
+        assert sum(is_new for _, is_new in answers) == 1
         assert [entry.device.device for entry in gateways[0].devices()] == ["acme-1"[5:]]
     finally:
         for gateway in gateways:

@@ -146,11 +146,11 @@ class Registry(Protocol):
         seconds. False: it is no backup any more; True is answered once, whoever asks.
         """
 
-    async def register_derived(self, credential: PskCredential) -> PskCredential:
+    async def register_derived(self, credential: PskCredential) -> tuple[PskCredential, bool]:
         """The device of a derived key that was proven (number 0) is there from now on.
 
-        The answer is the key as it is registered now, without its secret; if that was done already
-        (parallel first contacts), it is the one there is.
+        The answer is the key as it is registered now, without its secret, and whether this call
+        has done that: of parallel first contacts one has.
 
         Raises AlreadyExists if the device exists without it or the identity has a key of its own,
         NotFound if the batch is not active any more, BatchFull if it has as many devices as it may.
@@ -185,7 +185,10 @@ class Registry(Protocol):
         """
 
     async def revoked_certificates(self) -> tuple[RevokedCertificate, ...]:
-        """Those revoked one by one; the same tuple as before while nothing has changed."""
+        """Those revoked one by one, at least as new as the last answer of `anchors`.
+
+        The same tuple as before while nothing has changed.
+        """
 
     def note_use(self, key_id: bytes, value: str) -> None:
         """A certificate with `value` below the anchor `key_id` has let its device in just now.

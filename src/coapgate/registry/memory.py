@@ -105,7 +105,7 @@ class MemoryRegistry:
                 return True
         return False
 
-    async def register_derived(self, credential: PskCredential) -> PskCredential:
+    async def register_derived(self, credential: PskCredential) -> tuple[PskCredential, bool]:
         assert credential.batch is not None, "only a key of a batch is derived"
         held = [
             (record, key)
@@ -114,7 +114,7 @@ class MemoryRegistry:
         ]
         for record, key in held:
             if key.credential.batch == credential.batch:
-                return self._as_it_is(key.credential, record).without_secret()
+                return self._as_it_is(key.credential, record).without_secret(), False
         if held:
             raise AlreadyExists("the identity has a key of its own by now")
         batch = next(batch for batch in self.batches() if batch.number == credential.batch)
@@ -134,7 +134,7 @@ class MemoryRegistry:
         name = (credential.tenant, credential.device)
         self._records[name].psks.append(_Key(kept, now))
         self._identities[credential.identity] = name
-        return self._as_it_is(kept, self._records[name]).without_secret()
+        return self._as_it_is(kept, self._records[name]).without_secret(), True
 
     async def find_device(self, tenant: Tenant, device: DeviceId) -> Device | None:
         record = self._records.get((tenant, device))

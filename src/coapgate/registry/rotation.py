@@ -103,8 +103,10 @@ def revoke(
     return tuple(reading.get_psk_entry(connection, number) for (number,) in found)
 
 
-def register_derived(connection: Connection, derived: PskCredential, now: float) -> int:
-    """The number of the key of a derived credential, whose device is made if need be.
+def register_derived(
+    connection: Connection, derived: PskCredential, now: float
+) -> tuple[int, bool]:
+    """The number of the key of a derived credential, and whether its device was made for it.
 
     Raises AlreadyExists, NotFound, BatchFull.
     """
@@ -115,8 +117,7 @@ def register_derived(connection: Connection, derived: PskCredential, now: float)
     ).fetchall()
     for number, batch in held:
         if batch == derived.batch:
-            found: int = number
-            return found  # parallel first contacts: one of them was faster
+            return number, False  # parallel first contacts: one of them was faster
     if held:
         raise AlreadyExists("the identity has a key of its own by now")
     batch = batch_rows.get_by_number(connection, derived.batch)
@@ -132,7 +133,7 @@ def register_derived(connection: Connection, derived: PskCredential, now: float)
         " added_at) VALUES (?, 1, ?, ?, x'', ?, ?, ?)",
         (derived.identity, credential, device, not_after, derived.batch, now),
     )
-    return credential
+    return credential, True
 
 
 def _next_number(connection: Connection) -> int:

@@ -190,11 +190,11 @@ class SqliteRegistry:
     async def promote(self, number: int, grace_time: float) -> bool:
         return await self._in_thread(self._promote, number, grace_time)
 
-    async def register_derived(self, credential: PskCredential) -> PskCredential:
-        number = await self._in_thread(self._register_derived, credential)
+    async def register_derived(self, credential: PskCredential) -> tuple[PskCredential, bool]:
+        number, is_new = await self._in_thread(self._register_derived, credential)
         registered = await self.find_psk_number(number)
         assert registered is not None, "what was registered just now is there"
-        return registered
+        return registered, is_new
 
     async def find_device(self, tenant: Tenant, device: DeviceId) -> Device | None:
         with self._reading() as connection:
@@ -229,7 +229,8 @@ class SqliteRegistry:
         return self._max_keys
 
     async def revoked_certificates(self) -> tuple[RevokedCertificate, ...]:
-        self._refresh()
+        if self._seen_version < 0:
+            self._refresh()
         return self._revoked
 
     def note_use(self, key_id: bytes, value: str) -> None:
@@ -501,7 +502,7 @@ class SqliteRegistry:
         with self._writing() as connection:
             return rotation.promote(connection, number, self._wall() + grace_time)
 
-    def _register_derived(self, credential: PskCredential) -> int:
+    def _register_derived(self, credential: PskCredential) -> tuple[int, bool]:
         with self._writing() as connection:
             return rotation.register_derived(connection, credential, self._wall())
 
