@@ -128,31 +128,32 @@ class Revocations:
         """Whether there is anything to ask."""
         return bool(self.listed or self.serials or self.fingerprints or self.is_hard)
 
+    def covers(self, path: bytes) -> bool:
+        """Whether any certificate of a path (`Identity.path`) is revoked."""
+        return any(
+            each[:_LISTED] in self.listed
+            or each[MARK_PART_LENGTH:_LISTED] in self.serials
+            or each[_LISTED:] in self.fingerprints
+            for each in _marks(path)
+        )
+
     def judge(self, path: bytes, wall: float) -> None:
-        """Whether a path (`Identity.path`) may be believed; `wall` is Unix seconds.
+        """Whether a path may be believed by a handshake; `wall` is Unix seconds.
 
         Raises Refused: revoked, or unavailable if nothing says that it is not: a device is told to
-        come again, and goes on if it is there, since its operator forgot something, not its owner.
+        come again, since its operator forgot something, not its owner.
         """
-        marks = [path[at : at + MARK_LENGTH] for at in range(0, len(path), MARK_LENGTH)]
-        for depth, each in enumerate(marks):
-            if (
-                each[:_LISTED] in self.listed
-                or each[MARK_PART_LENGTH:_LISTED] in self.serials
-                or each[_LISTED:] in self.fingerprints
-            ):
-                whose = "an authority above the device" if depth else "the device's certificate"
-                raise Refused(Reason.REVOKED, whose)
-        if self.is_hard:
-            for each in marks:
-                until = self.until.get(each[:MARK_PART_LENGTH])
-                if until is None:
-                    raise Refused(Reason.UNAVAILABLE, "an issuer's revocation list is missing")
-                if wall > until:
-                    raise Refused(Reason.UNAVAILABLE, "an issuer's revocation list is stale")
-
-
-NOTHING_REVOKED = Revocations()
+        if self.covers(path):
+            which = "the device's certificate" if self.covers(path[:MARK_LENGTH]) else "its issuer"
+            raise Refused(Reason.REVOKED, which)
+        if not self.is_hard:
+            return
+        for each in _marks(path):
+            until = self.until.get(each[:MARK_PART_LENGTH])
+            if until is None:
+                raise Refused(Reason.UNAVAILABLE, "an issuer has no revocation list here")
+            if wall > until:
+                raise Refused(Reason.UNAVAILABLE, "an issuer's revocation list is stale")
 
 
 def load_lists(file: Path, anchor: TrustAnchor, wall: float) -> tuple[RevocationList, ...]:
@@ -327,6 +328,10 @@ def _has_signed(authority: x509.Certificate, given: x509.CertificateRevocationLi
         return given.is_signature_valid(key)
     except (TypeError, ValueError, UnsupportedAlgorithm):
         return False
+
+
+def _marks(path: bytes) -> list[bytes]:
+    return [path[at : at + MARK_LENGTH] for at in range(0, len(path), MARK_LENGTH)]
 
 
 def _serial_mark(serial: int) -> bytes:
