@@ -221,7 +221,7 @@ async def test_an_identity_of_a_batch_has_the_key_derived_from_it(registry: AnyR
 
 
 async def test_first_contact_registers_the_device_without_a_key(registry: AnyRegistry) -> None:
-    batch = registry.add_batch(LINE_1, MASTER_KEY)
+    registry.add_batch(LINE_1, MASTER_KEY)
     (derived,) = await registry.find_psk(b"acme-sensor-1")
 
     registered, is_new = await registry.register_derived(derived)
@@ -235,7 +235,7 @@ async def test_first_contact_registers_the_device_without_a_key(registry: AnyReg
     assert await registry.find_psk_number(registered.number) == registered
     assert registry.get_batch("line-1").device_count == 1
     (entry,) = registry.batch_psks("line-1")
-    assert (entry.device, entry.batch) == (SENSOR_1, batch.number)
+    assert (entry.device, entry.batch, entry.state) == (SENSOR_1, "line-1", "active")
 
 
 async def test_fifty_first_contacts_at_once_register_a_device_once(registry: AnyRegistry) -> None:
@@ -322,6 +322,7 @@ async def test_a_revoked_batch_takes_its_devices_along_and_derives_no_more(
     reviewed = await registry.find_psk_number(registered.number)
     assert reviewed is not None
     assert reviewed.state == "revoked"
+    assert [entry.state for entry in registry.psks(ACME)] == ["revoked", "active"]
     assert await registry.find_psk(b"acme-sensor-2") == ()
     with pytest.raises(NotFound, match="was revoked"):
         await registry.register_derived(second)

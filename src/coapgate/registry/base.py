@@ -63,7 +63,10 @@ class RevokedCertificate:
 
 @dataclass(frozen=True, slots=True)
 class PskEntry:
-    """A PSK credential as an operator may see it: without its secret. Times in Unix seconds."""
+    """A PSK credential as an operator may see it: without its secret. Times in Unix seconds.
+
+    `batch` is the name of the batch that it is derived from; None: it is a key of its own.
+    """
 
     number: int
     tenant: Tenant
@@ -74,7 +77,7 @@ class PskEntry:
     not_before: float | None = None
     not_after: float | None = None
     retiring_until: float | None = None
-    batch: int | None = None
+    batch: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -276,7 +276,7 @@ class MemoryRegistry:
         added = _Key(credential, added_at)
         self._records[name].psks.append(added)
         self._identities[identity] = name
-        return _entry(added)
+        return self._entry(added)
 
     def _make_room(self, held: list[_Key], secret: bytes, now: float) -> None:
         for key in held:
@@ -312,7 +312,7 @@ class MemoryRegistry:
             if key.credential.state != PskState.REVOKED:
                 key.credential = replace(key.credential, state=PskState.REVOKED)
                 self._changed(record.device)
-        return tuple(sorted((_entry(key) for _, key in found), key=lambda entry: entry.number))
+        return tuple(sorted((self._entry(key) for _, key in found), key=lambda entry: entry.number))
 
     def add_batch(self, batch: Batch, secret: bytes, *, allow_weak: bool = False) -> Batch:
         refusals.check_batch(batch)
@@ -339,8 +339,8 @@ class MemoryRegistry:
         return self._get_batch(name)[1]
 
     def batch_psks(self, name: str) -> Iterator[PskEntry]:
-        number = self._get_batch(name)[0].number
-        return (entry for entry in self.psks() if entry.batch == number)
+        self._get_batch(name)
+        return (entry for entry in self.psks() if entry.batch == name)
 
     def revoke_batch(self, name: str) -> Batch:
         batch, secret = self._get_batch(name)
@@ -353,7 +353,7 @@ class MemoryRegistry:
         self, tenant: Tenant | None = None, device: DeviceId | None = None
     ) -> Iterator[PskEntry]:
         entries = [
-            _entry(key)
+            self._entry(key)
             for name, record in self._records.items()
             for key in record.psks
             if tenant in (None, name[0]) and device in (None, name[1])
@@ -494,6 +494,23 @@ class MemoryRegistry:
             not_after=min(ends, default=None),
         )
 
+    def _entry(self, key: _Key) -> PskEntry:
+        credential = key.credential
+        batches = {batch.number: batch for batch, _ in self._batches.values()}
+        batch = None if credential.batch is None else batches[credential.batch]
+        return PskEntry(
+            credential.number,
+            credential.tenant,
+            credential.device,
+            credential.identity,
+            batch.state if batch is not None and batch.state == "revoked" else credential.state,
+            key.added_at,
+            credential.not_before,
+            credential.not_after,
+            credential.retiring_until,
+            None if batch is None else batch.name,
+        )
+
     def _derived(self, identity: bytes) -> tuple[PskCredential, ...]:
         book = BatchBook(held for held in self._batches.values() if held[0].state == "active")
         found = book.find(identity)
@@ -554,19 +571,3 @@ class MemoryRegistry:
 
     def _tenants_of(self, device: DeviceId) -> list[str]:
         return sorted(tenant for tenant, name in self._records if name == device)
-
-
-def _entry(key: _Key) -> PskEntry:
-    credential = key.credential
-    return PskEntry(
-        credential.number,
-        credential.tenant,
-        credential.device,
-        credential.identity,
-        credential.state,
-        key.added_at,
-        credential.not_before,
-        credential.not_after,
-        credential.retiring_until,
-        credential.batch,
-    )

@@ -52,8 +52,8 @@ _ANCHOR = (
     " proof_code"
 )
 _PSK_ENTRY = (
-    "c.number, d.tenant, d.device, c.identity, c.state, c.added_at, c.not_before, c.not_after,"
-    " c.retiring_until, c.batch"
+    f"c.number, d.tenant, d.device, c.identity, {_STATE}, c.added_at, c.not_before, c.not_after,"
+    " c.retiring_until, b.name"
 )
 _PAGE = 1000
 
@@ -194,7 +194,7 @@ def get_psk_entry(connection: Connection, number: int) -> PskEntry:
     """That of a key that is there."""
     row = connection.execute(
         f"SELECT {_PSK_ENTRY} FROM psk_credential AS c JOIN device AS d ON d.number = c.device"
-        " WHERE c.number = ?",
+        " LEFT JOIN batch AS b ON b.number = c.batch WHERE c.number = ?",
         (number,),
     ).fetchone()
     return PskEntry(*row)
@@ -211,7 +211,7 @@ def psk_entries(
     given = {column: name for column, name in wanted.items() if name is not None}
     query = (
         f"SELECT {_PSK_ENTRY} FROM device AS d JOIN psk_credential AS c ON c.device = d.number"
-        " WHERE c.number > ?"
+        " LEFT JOIN batch AS b ON b.number = c.batch WHERE c.number > ?"
         f"{''.join(f' AND {column} = ?' for column in given)} ORDER BY c.number LIMIT {_PAGE}"
     )
     after = 0
