@@ -36,6 +36,10 @@ class Program:
         """Send SIGINT, as Ctrl-C does."""
         self._process.send_signal(signal.SIGINT)
 
+    def hang_up(self) -> None:
+        """Send SIGHUP."""
+        self._process.send_signal(signal.SIGHUP)
+
     def write(self, octets: bytes) -> None:
         """Hand octets to its standard input."""
         assert self._process.stdin is not None

@@ -1,0 +1,330 @@
+"""What becomes of devices that are there when their credentials change, told by real clients."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import sys
+import time
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from coapgate.dtls.client import ClientCertificate, PskKey
+from coapgate.errors import Alert, DeviceRefused
+from coapgate.model import Code
+from coapgate.pki.factory import DAY, DEVICE, FactoryCa, IssuedCertificate
+from tests.bus import Bus, Publication
+from tests.gateway_fixtures import Install
+from tests.gateways import GatewayProcess, Installation, Running, running_process
+from tests.interop.openssl import s_client_by_psk, s_client_by_x509
+from tests.interop.post import CHANGED, POST
+from tests.peers import require
+from tests.programs import Program, started
+from tests.rawpeer import RawPeer, connected
+from tests.waiting import until
+
+SOON = 5.0
+"""Seconds in which the session of a device ends that may no longer be there."""
+
+
+async def coapgate(installation: Installation, *command: str) -> str:
+    """Run one command as an operator does; what it printed."""
+    env = os.environ | {"COAPGATE_CONFIG": str(installation.config_file)}
+    async with started(sys.executable, "-m", "coapgate", *command, env=env) as program:
+        status = await program.end()
+    output = program.output.decode()
+    assert status == 0, output
+    return output
+
+
+async def told(client: Program, alert: str) -> None:
+    """Wait until OpenSSL's client has ended with an alert."""
+    await client.until(alert.encode())
+
+
+async def goes_on(client: Program) -> None:
+    """A device at OpenSSL's client is answered."""
+    answered = client.output.count(CHANGED)
+    client.write(POST)
+    await until(lambda: client.output.count(CHANGED) > answered, "the device is answered")
+
+
+async def ended(peer: RawPeer) -> Alert | None:
+    """Wait until a device's association has ended; what it was told."""
+    async with asyncio.timeout(SOON):
+        await peer.closed()
+    return peer.client.alert
+
+
+async def refusal_of(gateway: Running, credential: PskKey | ClientCertificate) -> Alert:
+    """Try to connect; what the device is told."""
+    with pytest.raises(DeviceRefused) as refused:
+        async with gateway.device(credential):
+            pass
+    return refused.value.alert
+
+
+async def event_of(bus: Bus, device: str, name: str) -> Publication:
+    """Wait for an event of a device."""
+    while True:
+        published = await bus.next()
+        if published.topic == f"{bus.root}/{device}/event/{name}":
+            return published
+
+
+def address(gateway: Running) -> tuple[str, int]:
+    return gateway.host, gateway.port
+
+
+async def test_a_device_that_is_disabled_is_sent_away_and_no_other(
+    gateway: Running, bus: Bus
+) -> None:
+    one, other = (gateway.installation.add_psk(name) for name in ("sensor-1", "sensor-2"))
+    async with s_client_by_psk(gateway, one) as client, s_client_by_psk(gateway, other) as stays:
+        await goes_on(client)
+        await goes_on(stays)
+
+        await coapgate(gateway.installation, "device", "disable", "sensor-1")
+
+        async with asyncio.timeout(SOON):
+            await told(client, "alert certificate revoked")
+        await goes_on(stays)
+    event = await event_of(bus, "sensor-1", "session-ended")
+    assert b'"reason": "disabled", "credential": "psk-1"' in event.payload
+    assert await refusal_of(gateway, one) is Alert.CERTIFICATE_REVOKED
+    metrics = await gateway.metrics()
+    assert metrics["coapgate_associations_closed_total,disabled"] == 1
+
+
+async def test_a_second_anchor_joins_and_the_first_one_goes_with_its_own_devices(
+    gateway: Running, tmp_path: Path
+) -> None:
+    installation = gateway.installation
+    second = FactoryCa.create("Example Factory Root")  # the same subject, another key
+    (tmp_path / "second.pem").write_bytes(second.certificate_pem)
+    installation.add_anchor(name="first")
+    for name in ("of-first", "of-second"):
+        (tmp_path / name).mkdir()
+    by_key = installation.add_psk("with-a-key")
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(
+            s_client_by_x509(
+                gateway, installation.ca.issue_device("of-first"), tmp_path / "of-first"
+            )
+        )
+        third = await stack.enter_async_context(s_client_by_psk(gateway, by_key))
+        await goes_on(first)
+        await goes_on(third)
+
+        path = str(tmp_path / "second.pem")
+        await coapgate(installation, "anchor", "add", path, "--name", "second", "--auto-provision")
+        other = await stack.enter_async_context(
+            s_client_by_x509(gateway, second.issue_device("of-second"), tmp_path / "of-second")
+        )
+        for client in (first, other, third):
+            await goes_on(client)
+
+        await coapgate(installation, "anchor", "remove", "first")
+
+        async with asyncio.timeout(SOON):
+            await told(first, "alert unknown ca")
+        for client in (other, third):
+            await goes_on(client)
+    assert gateway.gateway.pump.detached["untrusted"] == 1
+
+
+# --- revocation
+
+
+def trust_with_list(installation: Installation, file: Path, *, mode: str = "soft") -> None:
+    """Believe the factory, whose revocation list is in a file."""
+    installation.add_anchor(crl_files=(str(file),), crl_mode=mode)
+
+
+def sign_list(
+    ca: FactoryCa, *issued: IssuedCertificate, number: int = 1, stale_for: float = 0.0
+) -> bytes:
+    """The authority's list, which revokes these certificates; stale since so many seconds."""
+    serials = (x509.load_der_x509_certificate(each.chain[0]).serial_number for each in issued)
+    begins = ends = None
+    if stale_for:
+        ends = time.time() - stale_for
+        begins = ends - DAY
+    signed = ca.sign_list(
+        dict.fromkeys(serials, ca.created_at), number=number, this_update=begins, next_update=ends
+    )
+    return signed.public_bytes(Encoding.PEM)
+
+
+def replace_file(file: Path, octets: bytes) -> None:
+    """As it is to be done: nobody reads half a file."""
+    new = file.with_suffix(".new")
+    new.write_bytes(octets)
+    new.rename(file)
+
+
+async def test_a_list_that_changes_ends_the_sessions_of_whom_it_names(
+    gateway: Running, tmp_path: Path
+) -> None:
+    installation = gateway.installation
+    file = tmp_path / "factory.crl"
+    file.write_bytes(sign_list(installation.ca))
+    trust_with_list(installation, file)
+    names = ("sensor-1", "sensor-2")
+    issued = [installation.ca.issue_device(name) for name in names]
+    for name in names:
+        (tmp_path / name).mkdir()
+    async with (
+        s_client_by_x509(gateway, issued[0], tmp_path / names[0]) as client,
+        s_client_by_x509(gateway, issued[1], tmp_path / names[1]) as stays,
+    ):
+        await goes_on(client)
+        await goes_on(stays)
+
+        replace_file(file, sign_list(installation.ca, issued[0], number=2))
+
+        async with asyncio.timeout(SOON):
+            await told(client, "alert certificate revoked")
+        await goes_on(stays)
+    assert await refusal_of(gateway, installation.certificate(issued[0])) is (
+        Alert.CERTIFICATE_REVOKED
+    )
+
+
+async def test_a_list_that_revokes_an_intermediate_ends_all_below_it(
+    gateway: Running, tmp_path: Path
+) -> None:
+    installation = gateway.installation
+    file = tmp_path / "factory.crl"
+    file.write_bytes(sign_list(installation.ca))
+    trust_with_list(installation, file)
+    line, other = (installation.ca.intermediate(name) for name in ("Line 4", "Line 5"))
+    below = installation.certificate(line.issue_device("sensor-4"))
+    beside = installation.certificate(other.issue_device("sensor-5"))
+    authority = IssuedCertificate((line.certificate.public_bytes(Encoding.DER),), line.key)
+    async with (
+        connected(address(gateway), below) as peer,
+        connected(address(gateway), beside) as stays,
+    ):
+        replace_file(file, sign_list(installation.ca, authority, number=2))
+
+        assert await ended(peer) is Alert.CERTIFICATE_REVOKED
+        stays.send(POST)
+        assert (await stays.receive()).encode() == CHANGED
+
+
+@pytest.mark.expects_warnings("revocation list kept")
+async def test_a_list_of_a_stranger_leaves_the_old_one_in_force(
+    gateway: Running, tmp_path: Path
+) -> None:
+    installation = gateway.installation
+    revoked, good = (installation.ca.issue_device(name) for name in ("sensor-1", "sensor-2"))
+    file = tmp_path / "factory.crl"
+    file.write_bytes(sign_list(installation.ca, revoked))
+    trust_with_list(installation, file)
+    lists = gateway.gateway.upkeep.lists
+    await until(lambda: bool(lists.next_updates()), "the list is read")
+
+    replace_file(file, sign_list(FactoryCa.create("Example Factory Root"), good))
+    await until(lambda: lists.failures == 1, "the new list is refused")
+
+    assert await refusal_of(gateway, installation.certificate(revoked)) is (
+        Alert.CERTIFICATE_REVOKED
+    )
+    async with gateway.device(installation.certificate(good)) as device:
+        assert str(await device.request(Code.POST, "a", b"x")) == "2.04"
+
+
+@pytest.mark.expects_warnings("revocation list is stale", "authentication is unavailable")
+@pytest.mark.parametrize(("mode", "is_let_in"), [("soft", True), ("hard", False)])
+async def test_a_stale_list_keeps_devices_out_only_where_the_anchor_says_so(
+    gateway: Running, tmp_path: Path, mode: str, *, is_let_in: bool
+) -> None:
+    installation = gateway.installation
+    file = tmp_path / "factory.crl"
+    file.write_bytes(sign_list(installation.ca, stale_for=3600.0))
+    trust_with_list(installation, file, mode=mode)
+    lists = gateway.gateway.upkeep.lists
+    await until(lambda: bool(lists.next_updates()), "the list is read")
+    credential = installation.certificate(installation.ca.issue_device("sensor-1"))
+
+    if is_let_in:
+        async with gateway.device(credential) as device:
+            assert str(await device.request(Code.POST, "a", b"x")) == "2.04"
+    else:
+        assert await refusal_of(gateway, credential) is Alert.INTERNAL_ERROR
+        await gateway.refused("unavailable")
+    assert (await gateway.metrics())["coapgate_revocation_lists_stale"] == 1
+
+
+# --- what ends by time
+
+
+async def test_a_certificate_that_expires_ends_its_session(gateway: Running, bus: Bus) -> None:
+    installation = gateway.installation
+    installation.add_anchor()
+    shortly = replace(DEVICE, not_after=time.time() + 2)
+    credential = installation.certificate(installation.ca.issue_device("sensor-1", profile=shortly))
+    async with connected(address(gateway), credential) as peer:
+        assert await ended(peer) is Alert.CERTIFICATE_EXPIRED
+
+    assert gateway.gateway.pump.detached == {"expired": 1}
+    assert (await event_of(bus, "sensor-1", "provisioned")).content_type == "application/json"
+    await event_of(bus, "sensor-1", "credential-expiring")
+    ended_by = await event_of(bus, "sensor-1", "session-ended")
+    assert json.loads(ended_by.payload)["reason"] == "expired"
+
+
+# --- SIGHUP
+
+
+async def test_sighup_exchanges_the_certificate_and_drops_nobody(
+    install: Install,
+) -> None:
+    installation = install()
+    installation.add_anchor()
+    credential = installation.certificate(installation.ca.issue_device("sensor-1"))
+    async with (
+        running_process(installation) as gateway,
+        connected(gateway.address, credential) as peer,
+    ):
+        before = await fingerprint_of(gateway)
+        (installation.folder / "gateway.key").unlink()
+        installation.ca.issue_server().write(installation.folder, "gateway")
+
+        gateway.program.hang_up()
+        await gateway.program.until(b"info reloaded")
+
+        assert await fingerprint_of(gateway) != before
+        peer.send(POST)
+        assert (await peer.receive()).encode() == CHANGED
+
+        (installation.folder / "gateway.pem").write_text("no certificate")
+        after = await fingerprint_of(gateway)
+        gateway.program.hang_up()
+        await gateway.program.until(b"error server certificate kept")
+
+        assert await fingerprint_of(gateway) == after
+        peer.send(POST)
+        metrics = await gateway.metrics()
+        assert metrics["coapgate_reloads_total,failed"] == 1
+        assert metrics["coapgate_reloads_total,done"] == 1
+
+
+async def fingerprint_of(gateway: GatewayProcess) -> str:
+    """Of the certificate that the gateway shows to OpenSSL's client."""
+    host, port = gateway.address
+    command = ("s_client", "-dtls1_2", "-connect", f"{host}:{port}", "-showcerts")
+    async with started(require("openssl"), *command) as client:
+        await client.until(b"-----END CERTIFICATE-----")
+        pem = re.search(rb"-----BEGIN.*?-----END CERTIFICATE-----", client.output, re.DOTALL)
+    assert pem is not None
+    return x509.load_pem_x509_certificate(pem[0]).fingerprint(hashes.SHA256()).hex()
