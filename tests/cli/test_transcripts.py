@@ -29,7 +29,7 @@ TRANSCRIPTS = sorted(Path(__file__).parent.glob("transcripts/*.txt"))
 
 _PATTERNS = {
     re.escape("<time>"): r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ",
-    re.escape("<key>"): r"hex:[0-9a-f]{32}",
+    re.escape("<key>"): r"hex:(?:[0-9a-f]{32}){1,2}",
 }
 
 

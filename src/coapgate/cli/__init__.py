@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from coapgate.cli import anchors, devices, output, psks, simulate
+from coapgate.cli import anchors, batches, devices, output, pki, psks, simulate
 from coapgate.cli.options import ConfigFile
 from coapgate.errors import CoapgateError, ConfigError, ImportRefused, Misused
 
@@ -61,7 +61,9 @@ def _demo(
 app.command("simulate")(simulate.simulate)
 app.add_typer(devices.app, name="device")
 app.add_typer(psks.app, name="psk")
+app.add_typer(batches.app, name="batch")
 app.add_typer(anchors.app, name="anchor")
+app.add_typer(pki.app, name="pki")
 
 
 def _print_version(wanted: bool) -> None:
