@@ -102,7 +102,11 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             _associations(settings, registry) as store,
         ):
             async with asyncio.TaskGroup() as tasks:
-                authentication = Authentication(registry, clock_skew=settings.dtls.clock_skew)
+                authentication = Authentication(
+                    registry,
+                    clock_skew=settings.dtls.clock_skew,
+                    grace_time=settings.psk.grace_time,
+                )
                 sessions = Sessions(settings.limits.associations_per_device)
                 pump = Pump(server_settings, authentication, sessions, tasks, store=store)
                 connection = Connection(connection_settings, pump.acknowledged)

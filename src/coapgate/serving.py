@@ -236,7 +236,8 @@ class Pump:
         except Refused as refusal:
             self._refuse(handshake, path, refusal)
             return
-        self._accept(handshake, identity)
+        if self._accept(handshake, identity):
+            await self._authentication.promote(credential, identity)
         # Now, so that a registry that cannot be written keeps nobody waiting.
         await self._authentication.promote(credential, identity)
 
@@ -251,15 +252,16 @@ class Pump:
     def _decided(self) -> None:
         self._wake()
 
-    def _accept(self, handshake: int, identity: Identity) -> None:
+    def _accept(self, handshake: int, identity: Identity) -> bool:
         association = self.server.accept(handshake, identity, self._clock())
         if association is None:
-            return  # it took too long, and the server has refused it
+            return False  # it took too long, and the server has refused it
         association.endpoint = self._layer.open(association, identity, association.id)
         self.attached[identity.method] += 1
         self._tell(self._opened, "session opened", association, {})
         self.milestones.opened(identity)
         self._admit(association)
+        return True
 
     def _admit(self, association: Association) -> None:
         """Attach a device through one more association: the newest ones win."""

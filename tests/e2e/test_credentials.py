@@ -6,9 +6,11 @@ import asyncio
 import json
 import os
 import re
+import secrets
+import sqlite3
 import sys
 import time
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +19,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from coapgate.dtls.client import ClientCertificate, PskKey
-from coapgate.errors import Alert, DeviceRefused
+from coapgate.dtls.client import ClientCertificate, ClientSettings, PskKey
+from coapgate.errors import Alert, DeviceRefused, NoAnswer
 from coapgate.model import Code
 from coapgate.pki.factory import DAY, DEVICE, FactoryCa, IssuedCertificate
-from tests.bus import Bus, Publication
-from tests.gateway_fixtures import Install
-from tests.gateways import GatewayProcess, Installation, Running, running_process
+from tests.bus import Bus, Publication, listening
+from tests.gateway_fixtures import Install, StartGateway
+from tests.gateways import SHORT_HANDSHAKES, GatewayProcess, Installation, Running, running_process
 from tests.interop.openssl import s_client_by_psk, s_client_by_x509
 from tests.interop.post import CHANGED, POST
 from tests.peers import require
@@ -78,6 +80,12 @@ async def event_of(bus: Bus, device: str, name: str) -> Publication:
         published = await bus.next()
         if published.topic == f"{bus.root}/{device}/event/{name}":
             return published
+
+
+def listening_to(gateway: Running) -> AbstractAsyncContextManager[Bus]:
+    """What a gateway of a test's own publishes of devices in the default tenant."""
+    broker = gateway.installation.settings.mqtt.url
+    return listening(broker.host, broker.port, f"{gateway.installation.root}/default")
 
 
 def address(gateway: Running) -> tuple[str, int]:
@@ -139,6 +147,116 @@ async def test_a_second_anchor_joins_and_the_first_one_goes_with_its_own_devices
         for client in (other, third):
             await goes_on(client)
     assert gateway.gateway.pump.detached["untrusted"] == 1
+
+
+# --- keys that follow one another
+
+
+async def rotate(gateway: Running, device: str, *options: str) -> PskKey:
+    """Give a device its next key; under its own identity unless `options` name another."""
+    secret = secrets.token_bytes(16)
+    key = f"hex:{secret.hex()}"
+    await coapgate(gateway.installation, "psk", "rotate", device, "--key", key, *options)
+    identity = options[1].encode() if options else device.encode()
+    return PskKey(identity, secret)
+
+
+@pytest.mark.parametrize("identity", [(), ("--identity", "sensor-1-next")])
+async def test_a_device_switches_to_its_next_key_and_the_old_one_goes_after_its_grace(
+    start_gateway: StartGateway, identity: tuple[str, ...]
+) -> None:
+    gateway = await start_gateway(psk={"grace_time": 2.0}, dtls={"clock_skew": 0.0})
+    old = gateway.installation.add_psk("sensor-1")
+    milestones = gateway.gateway.pump.milestones
+    async with listening_to(gateway) as bus, s_client_by_psk(gateway, old) as client:
+        await goes_on(client)
+        new = await rotate(gateway, "sensor-1", *identity)
+        async with gateway.device(old) as device:
+            assert str(await device.request(Code.POST, "a", b"x")) == "2.04"
+        assert milestones.promotions == 0
+
+        async with s_client_by_psk(gateway, new) as switched:
+            await goes_on(switched)
+            event = await event_of(bus, "sensor-1", "credential-promoted")
+            assert json.loads(event.payload)["credential"] == "psk-2"
+            assert milestones.promotions == 1
+            await goes_on(client)  # its grace
+
+            async with asyncio.timeout(2 * SOON):
+                await told(client, "alert certificate expired")
+            await goes_on(switched)
+    assert await refusal_of(gateway, old) is Alert.CERTIFICATE_EXPIRED
+    async with gateway.device(new) as device:
+        assert str(await device.request(Code.POST, "a", b"x")) == "2.04"
+    assert (await gateway.metrics())["coapgate_credentials_promoted_total"] == 1
+
+
+async def test_a_next_key_is_promoted_once_by_50_handshakes_at_once(
+    start_gateway: StartGateway,
+) -> None:
+    gateway = await start_gateway(limits={"associations_per_device": 64})
+    gateway.installation.add_psk("sensor-1")
+    new = await rotate(gateway, "sensor-1")
+
+    async def connect() -> str:
+        async with gateway.device(new) as device:
+            return str(await device.request(Code.POST, "a", b""))
+
+    async with asyncio.TaskGroup() as tasks:
+        connecting = [tasks.create_task(connect()) for _ in range(50)]
+
+    assert {task.result() for task in connecting} == {"2.04"}
+    assert gateway.gateway.pump.milestones.promotions == 1
+
+
+async def test_a_forged_handshake_promotes_nothing(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(dtls=SHORT_HANDSHAKES)
+    gateway.installation.add_psk("sensor-1")
+    await rotate(gateway, "sensor-1", "--identity", "next")
+    guessed = PskKey(b"next", bytes(16))
+    settings = ClientSettings(handshake_timeout=1.0)
+
+    with pytest.raises(NoAnswer):
+        async with gateway.device(guessed, settings=settings):
+            pass
+    await gateway.refused("bad_key")
+
+    assert gateway.gateway.pump.milestones.promotions == 0
+    states = [entry.state for entry in gateway.installation.registry.psks()]
+    assert states == ["active", "backup"]
+
+
+@pytest.mark.expects_warnings("promotion not written")
+async def test_a_promotion_that_cannot_be_written_keeps_no_device_out(gateway: Running) -> None:
+    installation = gateway.installation
+    installation.add_psk("sensor-1")
+    new = await rotate(gateway, "sensor-1")
+    milestones = gateway.gateway.pump.milestones
+    with closing(sqlite3.connect(installation.folder / "registry.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        async with gateway.device(new) as device:
+            assert str(await device.request(Code.POST, "a", b"x")) == "2.04"
+            await until(lambda: milestones.failed_promotions == 1, "the promotion fails")
+        other.execute("ROLLBACK")
+
+    async with gateway.device(new):
+        await until(lambda: milestones.promotions == 1, "the promotion is written")
+
+
+async def test_a_key_that_is_revoked_ends_its_session_and_the_other_goes_on(
+    gateway: Running,
+) -> None:
+    old = gateway.installation.add_psk("sensor-1")
+    new = await rotate(gateway, "sensor-1")
+    async with (
+        connected(address(gateway), old) as peer,
+        connected(address(gateway), new) as stays,
+    ):
+        await coapgate(gateway.installation, "psk", "revoke", "psk-1")
+
+        assert await ended(peer) is Alert.CERTIFICATE_REVOKED
+        stays.send(POST)
+        assert (await stays.receive()).encode() == CHANGED
 
 
 # --- revocation
