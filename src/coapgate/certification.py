@@ -126,6 +126,8 @@ class Certification:
         if not device.enabled:
             raise Refused(Reason.DISABLED, proven=(device.tenant, device.device, credential))
         self._registry.note_use(*pair)
+        # One text where both are the same: this is kept for as long as the association.
+        value = device.device if device.device == verified.value else verified.value
         identity = Identity(
             device.tenant,
             device.device,
@@ -133,7 +135,7 @@ class Certification:
             credential,
             anchor.key_id,
             verified.not_after,
-            verified.value,
+            value,
             verified.path,
         )
         return Judged(identity, is_new)

@@ -79,6 +79,22 @@ SERVER = Profile(
 )
 
 
+def encode_chain(chain: Sequence[bytes]) -> bytes:
+    """Certificates, DER, as PEM in the same order."""
+    return b"".join(
+        x509.load_der_x509_certificate(certificate).public_bytes(serialization.Encoding.PEM)
+        for certificate in chain
+    )
+
+
+def write_secret(file: Path, octets: bytes) -> None:
+    """Write a new file that nobody else may read. Raises FileExistsError and OSError."""
+    # The mode is given at creation: a key is never readable by others, not for a moment.
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as opened:
+        opened.write(octets)
+
+
 def common_name(*values: str) -> x509.Name:
     """A subject of nothing but these CNs; usually one."""
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, value) for value in values])
@@ -121,10 +137,7 @@ class IssuedCertificate:
 
     @property
     def chain_pem(self) -> bytes:
-        return b"".join(
-            x509.load_der_x509_certificate(certificate).public_bytes(serialization.Encoding.PEM)
-            for certificate in self.chain
-        )
+        return encode_chain(self.chain)
 
     @property
     def key_pem(self) -> bytes:
@@ -141,10 +154,7 @@ class IssuedCertificate:
         Raises FileExistsError rather than overwrite a key, and OSError.
         """
         certificate_file, key_file = directory / f"{name}.pem", directory / f"{name}.key"
-        # The mode is given at creation: a key is never readable by others, not for a moment.
-        descriptor = os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(self.key_pem)
+        write_secret(key_file, self.key_pem)
         certificate_file.write_bytes(self.chain_pem)
         return certificate_file, key_file
 

@@ -34,6 +34,9 @@ MAX_LIST_SIZE = 64 << 20
 MAX_AUTHORITIES = 64
 """Certificates of intermediates, and lists, in one file: as many of each."""
 
+MAX_SKEW = 300.0
+"""Seconds by which the clock of whoever signs lists may be ahead."""
+
 _LISTED = 2 * MARK_PART_LENGTH
 """Octets by which a list tells a certificate: its issuer, its serial number."""
 
@@ -300,7 +303,7 @@ def _judge(
             "without nextUpdate (RFC 5280 5.1.2.5) nobody can tell whether it is stale",
         )
     this_update = given.last_update_utc.timestamp()
-    if this_update > wall:
+    if this_update > wall + MAX_SKEW:
         raise CertificateError(
             f"the list of {_name(given.issuer)} is of the future: {given.last_update_utc}",
             "is the clock of this machine right?",
