@@ -437,6 +437,9 @@ async def test_what_an_anchor_accepts_comes_back_as_it_was(registry: AnyRegistry
     registry.add_anchor(anchor)
 
     assert await registry.anchors() == (anchor,)
+    assert registry.get_anchor("shared") == anchor
+    with pytest.raises(NotFound, match="no anchor 'nobody'"):
+        registry.get_anchor("nobody")
 
 
 async def test_only_active_anchors_are_believed(registry: AnyRegistry) -> None:
@@ -500,9 +503,10 @@ async def test_the_last_use_of_certificates_is_written_once_a_day(registry: AnyR
     assert await registry.write_uses() == 0
     (pair,) = registry.certificates(DEFAULT, SENSOR_1)
     assert pair.used_at == NOW
-    assert registry.anchor_uses(FACTORY.key_id, NOW - 30 * 86400) == 1
-    assert registry.anchor_uses(FACTORY.key_id, NOW + 1) == 0
-    assert registry.anchor_uses(ACME_CA.key_id, 0) == 0
+    assert registry.anchor_devices(FACTORY.key_id, NOW - 30 * 86400) == 1
+    assert registry.anchor_devices(FACTORY.key_id, NOW + 1) == 0
+    assert registry.anchor_devices(FACTORY.key_id) == 2
+    assert registry.anchor_devices(ACME_CA.key_id) == 0
     assert registry.newest_change() == before  # nobody need review anything
 
 
@@ -523,6 +527,12 @@ async def test_a_certificate_is_revoked_once(registry: AnyRegistry) -> None:
     assert found == (replace(by_serial, added_at=NOW), replace(by_fingerprint, added_at=NOW))
     assert await registry.revoked_certificates() is found
     assert kinds(registry, 0) == {("certificate", None, None, FACTORY.key_id)}
+
+    assert registry.restore_certificate(by_fingerprint)
+    assert not registry.restore_certificate(by_fingerprint)
+    await registry.anchors()
+    assert await registry.revoked_certificates() == found[:1]
+    assert registry.revoked_certificates_all() == found[:1]
 
 
 # What has changed.

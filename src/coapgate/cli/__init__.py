@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from coapgate.cli import anchors, batches, devices, output, pki, psks, simulate
+from coapgate.cli import anchors, batches, certificates, devices, output, pki, psks, simulate
 from coapgate.cli.options import ConfigFile
 from coapgate.errors import CoapgateError, ConfigError, ImportRefused, Misused
 
@@ -63,6 +63,7 @@ app.add_typer(devices.app, name="device")
 app.add_typer(psks.app, name="psk")
 app.add_typer(batches.app, name="batch")
 app.add_typer(anchors.app, name="anchor")
+app.add_typer(certificates.app, name="certificate")
 app.add_typer(pki.app, name="pki")
 
 

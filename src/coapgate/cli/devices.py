@@ -55,7 +55,7 @@ def add(
 ) -> None:
     """Make a device known. It needs a key or a certificate before it can connect."""
     added = Device(
-        parse_tenant(tenant), parse_device(device), not disabled, _parse_labels(label or [])
+        parse_tenant(tenant), parse_device(device), not disabled, parse_labels(label or [])
     )
     with open_registry(config, create=True) as registry:
         registry.add_device(added)
@@ -75,7 +75,7 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List devices, in order of tenant and name."""
-    wanted = set(_parse_labels(label or []))
+    wanted = set(parse_labels(label or []))
     with open_registry(config) as registry:
         entries = (
             entry
@@ -343,7 +343,7 @@ def _hint_at_credentials(device: Device) -> None:
     )
 
 
-def _parse_labels(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
+def parse_labels(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """In order of key. Raises Misused."""
     labels: dict[str, str] = {}
     for text in texts:

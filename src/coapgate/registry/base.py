@@ -314,17 +314,29 @@ class Administration(Protocol):
     def anchors_all(self) -> tuple[TrustAnchor, ...]:
         """Every trust anchor whatever its state, in order of name."""
 
+    def get_anchor(self, name: str) -> TrustAnchor:
+        """Raises NotFound."""
+
     def set_anchor_state(self, name: str, state: AnchorState) -> TrustAnchor:
         """Raises NotFound."""
 
-    def anchor_uses(self, key_id: bytes, since: float) -> int:
-        """How many devices certificates below an anchor have let in since then (Unix seconds)."""
+    def anchor_devices(self, key_id: bytes, used_since: float | None = None) -> int:
+        """How many devices certificates below an anchor speak for.
+
+        With `used_since` (Unix seconds), only those that one has let in since then.
+        """
 
     def revoke_certificate(self, revoked: RevokedCertificate) -> bool:
         """Believe a certificate no longer. False: it was revoked already.
 
         Raises RegistryError if there are MAX_REVOKED_CERTIFICATES.
         """
+
+    def revoked_certificates_all(self) -> tuple[RevokedCertificate, ...]:
+        """As `Registry.revoked_certificates`, below whatever anchor, in order of revocation."""
+
+    def restore_certificate(self, revoked: RevokedCertificate) -> bool:
+        """Take back that very revocation. False: there is none."""
 
     def trust(
         self,

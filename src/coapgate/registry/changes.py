@@ -56,3 +56,13 @@ def revoke(connection: Connection, revoked: RevokedCertificate, now: float) -> b
     if revoked_version(connection)[0] > MAX_REVOKED_CERTIFICATES:
         raise refusals.too_many_revoked()
     return True
+
+
+def restore(connection: Connection, revoked: RevokedCertificate) -> bool:
+    """In a write transaction. False: it was not revoked."""
+    deleted = connection.execute(
+        "DELETE FROM revoked_certificate"
+        " WHERE key_id = ? AND serial = ? AND issuer = ? AND fingerprint = ?",
+        (revoked.key_id, revoked.serial, revoked.issuer, revoked.fingerprint),
+    )
+    return deleted.rowcount == 1

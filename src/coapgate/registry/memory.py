@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -376,23 +377,42 @@ class MemoryRegistry:
         self._log("anchor", key_id=removed.key_id)
         return removed
 
-    def set_anchor_state(self, name: str, state: AnchorState) -> TrustAnchor:
+    def get_anchor(self, name: str) -> TrustAnchor:
         anchor = self._anchors.get(name)
         if anchor is None:
             raise refusals.anchor_not_found(name)
+        return anchor
+
+    def set_anchor_state(self, name: str, state: AnchorState) -> TrustAnchor:
+        anchor = self.get_anchor(name)
         if anchor.state != state:
             self._anchors[name] = replace(anchor, state=state)
             self._log("anchor", key_id=anchor.key_id)
         return self._anchors[name]
 
-    def anchor_uses(self, key_id: bytes, since: float) -> int:
+    def anchor_devices(self, key_id: bytes, used_since: float | None = None) -> int:
         return len(
             {
-                self._pairs[pair]
-                for pair, used_at in self._used_at.items()
-                if pair[0] == key_id and used_at >= since
+                device
+                for pair, device in self._pairs.items()
+                if pair[0] == key_id
+                and (used_since is None or self._used_at.get(pair, -math.inf) >= used_since)
             }
         )
+
+    def revoked_certificates_all(self) -> tuple[RevokedCertificate, ...]:
+        return self._revoked
+
+    def restore_certificate(self, revoked: RevokedCertificate) -> bool:
+        left = tuple(
+            held
+            for held in self._revoked
+            if replace(held, added_at=0.0) != replace(revoked, added_at=0.0)
+        )
+        is_restored = len(left) < len(self._revoked)
+        if is_restored:
+            self._revoked = left
+        return is_restored
 
     def revoke_certificate(self, revoked: RevokedCertificate) -> bool:
         if any(replace(held, added_at=revoked.added_at) == revoked for held in self._revoked):

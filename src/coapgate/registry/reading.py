@@ -147,11 +147,12 @@ def get_anchor(connection: Connection, name: str) -> TrustAnchor:
     return anchor
 
 
-def anchor_uses(connection: Connection, key_id: bytes, since: float) -> int:
-    """How many devices. Reads every pair of the anchor."""
+def anchor_devices(connection: Connection, key_id: bytes, used_since: float | None) -> int:
+    """Reads every pair of the anchor."""
     (count,) = connection.execute(
-        "SELECT count(DISTINCT device) FROM certificate_device WHERE key_id = ? AND used_at >= ?",
-        (key_id, since),
+        "SELECT count(DISTINCT device) FROM certificate_device WHERE key_id = ?"
+        f"{'' if used_since is None else ' AND used_at >= ?'}",
+        (key_id,) if used_since is None else (key_id, used_since),
     ).fetchone()
     devices: int = count
     return devices

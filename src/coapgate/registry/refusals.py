@@ -57,7 +57,9 @@ def check_device(device: Device) -> None:
 def check_anchor(anchor: TrustAnchor) -> None:
     """Raises Misused if a trust anchor's names cannot be."""
     check_name(anchor.name, "anchor")
-    check_name(anchor.tenant, "tenant")
+    for tenant in (anchor.tenant, *anchor.tenants):
+        check_name(tenant, "tenant")
+    check_device(Device(anchor.tenant, DeviceId("any"), labels=anchor.labels))
 
 
 def device_exists(tenant: Tenant, device: DeviceId) -> AlreadyExists:

@@ -374,17 +374,29 @@ class SqliteRegistry:
         with self._writing() as connection:
             return writing.remove_anchor(connection, name)
 
+    def get_anchor(self, name: str) -> TrustAnchor:
+        with self._reading() as connection:
+            return reading.get_anchor(connection, name)
+
     def set_anchor_state(self, name: str, state: AnchorState) -> TrustAnchor:
         with self._writing() as connection:
             return writing.set_anchor_state(connection, name, state)
 
-    def anchor_uses(self, key_id: bytes, since: float) -> int:
+    def anchor_devices(self, key_id: bytes, used_since: float | None = None) -> int:
         with self._reading() as connection:
-            return reading.anchor_uses(connection, key_id, since)
+            return reading.anchor_devices(connection, key_id, used_since)
 
     def revoke_certificate(self, revoked: RevokedCertificate) -> bool:
         with self._writing() as connection:
             return changes.revoke(connection, revoked, self._wall())
+
+    def revoked_certificates_all(self) -> tuple[RevokedCertificate, ...]:
+        with self._reading() as connection:
+            return changes.revoked(connection)
+
+    def restore_certificate(self, revoked: RevokedCertificate) -> bool:
+        with self._writing() as connection:
+            return changes.restore(connection, revoked)
 
     def anchors_all(self) -> tuple[TrustAnchor, ...]:
         with self._reading() as connection:
