@@ -184,7 +184,7 @@ async def _answer(credentials: tuple[PskCredential, ...]) -> tuple[PskCredential
 async def test_devices_are_served_between_the_pieces_of_a_long_walk(
     books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reviews, "TURN", 300)
+    monkeypatch.setattr(reviews, "TURN", 3 * reviews.REVIEW_COST)
     keys = [books.add(f"sensor-{number}") for number in range(30)]
     books.has_forgotten = True
     async with followed(books) as (gate, following):

@@ -14,7 +14,7 @@ from coapgate.dtls.suites import SUITES
 from coapgate.errors import Reason, Refused
 from coapgate.model import DEFAULT_TENANT, DeviceId, Identity, Method, Tenant
 from coapgate.registry.base import Change
-from coapgate.reviews import COUNT_INTERVAL, SWEEP_INTERVAL, Reviews
+from coapgate.reviews import COUNT_INTERVAL, REVIEW_COST, SWEEP_INTERVAL, Reviews
 
 WALL = 1_800_000_000.0
 WINDOW = 95.0
@@ -301,7 +301,7 @@ async def test_what_ends_soon_is_counted(house: House) -> None:
 async def test_a_turn_judges_no_more_than_a_bounded_number(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "TURN", 1000)
+    monkeypatch.setattr(module, "TURN", 10 * REVIEW_COST)
     for number in range(35):
         house.open(f"sensor-{number}", anchor=ANCHOR)
     house.reviews.note([of_anchor(ANCHOR)], house.now)
@@ -320,7 +320,7 @@ async def test_a_turn_judges_no_more_than_a_bounded_number(
 async def test_a_single_device_does_not_wait_for_a_walk(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "TURN", 200)
+    monkeypatch.setattr(module, "TURN", 2 * REVIEW_COST)
     for number in range(10):
         house.open(f"sensor-{number}", anchor=ANCHOR)
     house.reviews.note([of_anchor(ANCHOR)], house.now)
