@@ -305,6 +305,27 @@ async def test_one_device_of_a_batch_is_revoked_for_good(registry: AnyRegistry) 
     }
 
 
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_a_device_of_a_batch_is_revoked_before_its_first_contact(
+    registry: AnyRegistry, is_known: bool
+) -> None:
+    registry.add_batch(replace(LINE_1, max_devices=1), MASTER_KEY)
+    (other,) = await registry.find_psk(b"acme-sensor-2")
+    await registry.register_derived(other)  # the batch is full, which is no hindrance
+    (derived,) = await registry.find_psk(b"acme-sensor-1")
+    if is_known:
+        registry.add_device(Device(ACME, SENSOR_1))
+
+    (revoked,) = registry.revoke_psks(identity=b"acme-sensor-1")
+
+    assert (revoked.device, revoked.state, revoked.batch) == (SENSOR_1, "revoked", "line-1")
+    assert await states(registry, b"acme-sensor-1") == {derived.secret: "revoked"}
+    again, is_new = await registry.register_derived(derived)
+    assert (again.state, is_new) == ("revoked", False)
+    with pytest.raises(NotFound, match="no key of identity 'other'"):
+        registry.revoke_psks(identity=b"other")
+
+
 async def test_a_revoked_batch_takes_its_devices_along_and_derives_no_more(
     registry: AnyRegistry,
 ) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from coapgate.errors import RegistryError, RegistryUnavailable
-from coapgate.model import Batch, Device, DeviceId
+from coapgate.model import Batch, Device, DeviceId, PskState
 from coapgate.registry import reading, schema
 from coapgate.registry.base import MAX_CHANGES, Change
 from coapgate.registry.sqlite import SqliteRegistry
@@ -275,6 +275,21 @@ async def test_fifty_first_contacts_in_four_processes_register_a_device_once(
         assert len({key.number for key, _ in answers}) == 1
         assert sum(is_new for _, is_new in answers) == 1
         assert [entry.device.device for entry in gateways[0].devices()] == ["acme-1"[5:]]
+    finally:
+        for gateway in gateways:
+            gateway.close()
+
+
+async def test_a_backup_is_promoted_once_over_four_processes(tmp_path: Path) -> None:
+    with open_sqlite(tmp_path) as administration:
+        administration.add_psk(DEFAULT, SENSOR_1, b"a", KEY_1, create_device=True)
+        backup = administration.add_psk(DEFAULT, SENSOR_1, b"a", KEY_2, state=PskState.BACKUP)
+    gateways = [open_sqlite(tmp_path) for _ in range(4)]
+    try:
+        answers = await asyncio.gather(
+            *(gateways[number % 4].promote(backup.number, 60.0) for number in range(40))
+        )
+        assert sum(answers) == 1
     finally:
         for gateway in gateways:
             gateway.close()

@@ -273,7 +273,9 @@ class Administration(Protocol):
     ) -> tuple[PskEntry, ...]:
         """Revoke the key `psk-N`, or every key of an identity; the answer is those keys now.
 
-        The identity stays its device's, so that nobody else is ever known by it.
+        The identity stays its device's, so that nobody else is ever known by it. One that fits an
+        active batch and has no key yet is registered as revoked, with its device if there is none:
+        a device that was stolen before its first contact.
 
         Raises NotFound.
         """

@@ -124,6 +124,10 @@ class MemoryRegistry:
         if batch.device_count >= batch.max_devices:
             raise refusals.batch_full(batch.name, batch.max_devices)
         self.add_device(Device(credential.tenant, credential.device))
+        record, key = self._add_derived(credential, batch)
+        return self._as_it_is(key.credential, record).without_secret(), True
+
+    def _add_derived(self, credential: PskCredential, batch: Batch) -> tuple[_Record, _Key]:
         now = self._wall()
         kept = replace(
             credential,
@@ -133,9 +137,20 @@ class MemoryRegistry:
             not_after=None if batch.move_time is None else now + batch.move_time,
         )
         name = (credential.tenant, credential.device)
-        self._records[name].psks.append(_Key(kept, now))
+        key = _Key(kept, now)
+        self._records[name].psks.append(key)
         self._identities[credential.identity] = name
-        return self._as_it_is(kept, self._records[name]).without_secret(), True
+        return self._records[name], key
+
+    def _register_to_revoke(self, identity: bytes) -> list[tuple[_Record, _Key]]:
+        derived = self._derived(identity)
+        if not derived:
+            return []
+        (credential,) = derived
+        if (credential.tenant, credential.device) not in self._records:
+            self.add_device(Device(credential.tenant, credential.device))
+        batch = next(batch for batch in self.batches() if batch.number == credential.batch)
+        return [self._add_derived(credential, batch)]
 
     async def find_device(self, tenant: Tenant, device: DeviceId) -> Device | None:
         record = self._records.get((tenant, device))
@@ -307,6 +322,8 @@ class MemoryRegistry:
                 else key.credential.identity == identity
             )
         ]
+        if not found and identity is not None:
+            found = self._register_to_revoke(identity)
         if not found:
             raise refusals.psk_not_found(number, identity)
         for record, key in found:

@@ -10,6 +10,7 @@ import sqlite3
 from coapgate.errors import AlreadyExists
 from coapgate.model import (
     MAX_KEYS_PER_IDENTITY,
+    Batch,
     Device,
     DeviceId,
     PskCredential,
@@ -18,6 +19,7 @@ from coapgate.model import (
 )
 from coapgate.registry import batch_rows, psk, reading, refusals, writing
 from coapgate.registry.base import PskEntry
+from coapgate.registry.batches import BatchBook
 from coapgate.registry.vault import Vault
 
 Connection = sqlite3.Connection
@@ -87,13 +89,15 @@ def promote(connection: Connection, number: int, retiring_until: float) -> bool:
 
 
 def revoke(
-    connection: Connection, number: int | None, identity: bytes | None
+    connection: Connection, number: int | None, identity: bytes | None, now: float
 ) -> tuple[PskEntry, ...]:
     """Revoke one key, or all of an identity. Raises NotFound."""
     column, value = ("number", number) if identity is None else ("identity", identity)
-    found = connection.execute(
-        f"SELECT number FROM psk_credential WHERE {column} = ? ORDER BY number", (value,)
-    ).fetchall()
+    select = f"SELECT number FROM psk_credential WHERE {column} = ? ORDER BY number"
+    found = connection.execute(select, (value,)).fetchall()
+    if not found and identity is not None:
+        _register_to_revoke(connection, identity, now)
+        found = connection.execute(select, (value,)).fetchall()
     if not found:
         raise refusals.psk_not_found(number, identity)
     connection.execute(
@@ -126,14 +130,33 @@ def register_derived(
     if batch.device_count >= batch.max_devices:
         raise refusals.batch_full(batch.name, batch.max_devices)
     device = writing.add_device(connection, Device(derived.tenant, derived.device), now)
+    return _add_derived(connection, batch, derived.identity, device, now), True
+
+
+def _add_derived(
+    connection: Connection, batch: Batch, identity: bytes, device: int, now: float
+) -> int:
     credential = _next_number(connection)
     not_after = None if batch.move_time is None else now + batch.move_time
     connection.execute(
         "INSERT INTO psk_credential (identity, slot, number, device, secret, not_after, batch,"
         " added_at) VALUES (?, 1, ?, ?, x'', ?, ?, ?)",
-        (derived.identity, credential, device, not_after, derived.batch, now),
+        (identity, credential, device, not_after, batch.number, now),
     )
-    return credential, True
+    return credential
+
+
+def _register_to_revoke(connection: Connection, identity: bytes, now: float) -> None:
+    """Give an identity that only fits a batch a row of its own; full batches are no hindrance."""
+    active = (batch for batch in batch_rows.every(connection) if batch.state == "active")
+    found = BatchBook((batch, b"") for batch in active).find(identity)
+    if found is None:
+        return
+    tenant = found.batch.tenant
+    device = reading.find_device_number(connection, tenant, found.device)
+    if device is None:
+        device = writing.add_device(connection, Device(tenant, found.device), now)
+    _add_derived(connection, found.batch, identity, device, now)
 
 
 def _next_number(connection: Connection) -> int:

@@ -330,7 +330,7 @@ class SqliteRegistry:
         self, *, number: int | None = None, identity: bytes | None = None
     ) -> tuple[PskEntry, ...]:
         with self._writing() as connection:
-            return rotation.revoke(connection, number, identity)
+            return rotation.revoke(connection, number, identity, self._wall())
 
     def add_batch(self, batch: Batch, secret: bytes, *, allow_weak: bool = False) -> Batch:
         refusals.check_batch(batch)
