@@ -14,7 +14,17 @@ from typing import Annotated
 
 import typer
 
-from coapgate.cli import anchors, batches, certificates, devices, output, pki, psks, simulate
+from coapgate.cli import (
+    anchors,
+    batches,
+    certificates,
+    devices,
+    explain,
+    output,
+    pki,
+    psks,
+    simulate,
+)
 from coapgate.cli.options import ConfigFile
 from coapgate.errors import CoapgateError, ConfigError, ImportRefused, Misused
 
@@ -59,6 +69,7 @@ def _demo(
 
 
 app.command("simulate")(simulate.simulate)
+app.command("explain")(explain.explain)
 app.add_typer(devices.app, name="device")
 app.add_typer(psks.app, name="psk")
 app.add_typer(batches.app, name="batch")

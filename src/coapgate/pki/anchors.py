@@ -93,6 +93,11 @@ def check_rules(anchor: TrustAnchor) -> None:
                 f"the tenant {tenant!r} of a trust anchor cannot be used",
                 "1 to 64 letters, digits and . _ ~ : -",
             )
+    if anchor.crl_mode == "hard" and not anchor.crl_files:
+        raise CertificateError(
+            "the mode hard comes without a revocation list",
+            "no device would be let in: name the files of the lists, or leave it soft",
+        )
     if anchor.max_validity is not None and not anchor.max_validity > 0:
         raise CertificateError("the longest validity accepted is not above 0 seconds")
 
