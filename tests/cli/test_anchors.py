@@ -180,3 +180,22 @@ def test_the_fingerprint_that_openssl_prints_is_taken(run: Shell) -> None:
 
     (only,) = revoked(run)
     assert only["fingerprint"] == digest.hex()[:32]
+
+
+def test_a_renewed_certificate_of_the_same_key_takes_the_place_of_the_old_one(run: Shell) -> None:
+    ca = FactoryCa.create("Acme", wall=1_790_000_000.0)
+    again = FactoryCa.create("Acme", key=ca.key, wall=1_791_000_000.0)
+    run("anchor", "add", run.file("root.pem", ca.certificate_pem), "--name", "acme")
+    before = json.loads(run("anchor", "show", "acme", "--json")[1])
+
+    again_file = run.file("again.pem", again.certificate_pem)
+    code, _, err = run("anchor", "change", "acme", "--certificate", again_file)
+    assert code == 0, err
+    after = json.loads(run("anchor", "show", "acme", "--json")[1])
+    assert (after["key_id"], after["state"]) == (before["key_id"], "active")
+    assert after["not_after"] > before["not_after"]
+
+    other = run.file("other.pem", FactoryCa.create("Acme").certificate_pem)
+    code, _, err = run("anchor", "change", "acme", "--certificate", other)
+    assert code == 1
+    assert "has another public key than anchor 'acme'" in err

@@ -480,6 +480,27 @@ async def test_only_active_anchors_are_believed(registry: AnyRegistry) -> None:
         registry.set_anchor_state("nobody", AnchorState.ACTIVE)
 
 
+async def test_an_anchor_is_changed_without_being_removed(registry: AnyRegistry) -> None:
+    registry.add_anchor(FACTORY)
+    changed = replace(
+        FACTORY,
+        certificate=b"renewed DER",
+        auto_provision=False,
+        labels=(("line", "8"),),
+        max_validity=60.0,
+        crl_files=("/a.crl",),
+        crl_mode="hard",
+    )
+
+    registry.change_anchor(replace(changed, tenant=ACME, device_id_template="{o}"))
+
+    assert await registry.anchors() == (changed,)
+    assert kinds(registry, 0) == {("anchor", None, None, FACTORY.key_id)}
+    for other in (replace(changed, name="other"), replace(changed, key_id=ACME_CA.key_id)):
+        with pytest.raises(NotFound):
+            registry.change_anchor(other)
+
+
 async def test_an_anchor_of_several_tenants_speaks_for_devices_of_each(
     registry: AnyRegistry,
 ) -> None:

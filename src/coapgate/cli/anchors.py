@@ -19,7 +19,7 @@ from coapgate.cli.options import (
     parse_anchor_name,
     parse_tenant,
 )
-from coapgate.errors import Failed, Misused
+from coapgate.errors import CertificateError, Failed, Misused
 from coapgate.model import DEFAULT_TENANT, AnchorState, DeviceIdSource, Tenant, TrustAnchor
 
 if TYPE_CHECKING:
@@ -37,6 +37,30 @@ RECENT_DAYS = (30, 90)
 
 _MAX_FILE_SIZE = 1 << 20
 _CRL_MODES = ("soft", "hard")
+
+MaxValidity = Annotated[
+    float | None,
+    typer.Option(
+        "--max-validity",
+        min=0,
+        metavar="DAYS",
+        help="Refuse certificates of devices that are valid for longer.",
+    ),
+]
+CrlFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--crl",
+        metavar="FILE",
+        help="A revocation list of an authority below it, which the gateway watches; "
+        "may be repeated.",
+    ),
+]
+_CRL_MODE = typer.Option(
+    "--crl-mode",
+    metavar="MODE",
+    help="When a list is stale: soft lets devices in still, hard does not.",
+)
 
 AnchorName = Annotated[str, typer.Argument(metavar="NAME", help="As `anchor list` shows it.")]
 
@@ -88,32 +112,9 @@ def add(
         typer.Option("--auto-provision", help="Create devices when they first connect."),
     ] = False,
     label: Labels = None,
-    max_validity: Annotated[
-        float | None,
-        typer.Option(
-            "--max-validity",
-            min=0,
-            metavar="DAYS",
-            help="Refuse certificates of devices that are valid for longer.",
-        ),
-    ] = None,
-    crl: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--crl",
-            metavar="FILE",
-            help="A revocation list of an authority below it, which the gateway watches; "
-            "may be repeated.",
-        ),
-    ] = None,
-    crl_mode: Annotated[
-        str,
-        typer.Option(
-            "--crl-mode",
-            metavar="MODE",
-            help="When a list is stale: soft lets devices in still, hard does not.",
-        ),
-    ] = "soft",
+    max_validity: MaxValidity = None,
+    crl: CrlFiles = None,
+    crl_mode: Annotated[str, _CRL_MODE] = "soft",
     require_proof: Annotated[
         bool,
         typer.Option(
@@ -127,8 +128,7 @@ def add(
     Those that chain to it speak for devices of one tenant, or of the tenant that they name.
     """
     parse_anchor_name(name)
-    if crl_mode not in _CRL_MODES:
-        raise Misused(f"--crl-mode {crl_mode!r} is neither soft nor hard")
+    _check_crl_mode(crl_mode)
     source, template = _parse_device_id(device_id)
     home, tenants = _parse_tenants(tenant, tenant_template, serves or [])
     pem = read_pem(file)
@@ -152,7 +152,7 @@ def add(
         tenants=tenants,
         labels=parse_labels(label or []),
         max_validity=days(max_validity),
-        crl_files=tuple(str(each.absolute()) for each in crl or []),
+        crl_files=_absolute(crl or []),
         crl_mode=crl_mode,
         proof_code=make_code() if require_proof else "",
     )
@@ -175,6 +175,69 @@ def add(
         output.hint(
             f"its devices are let in once `coapgate device trust DEVICE --anchor {name}` names them"
         )
+
+
+@app.command()
+def change(
+    name: AnchorName,
+    config: ConfigFile,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(
+            "--certificate", metavar="FILE.pem", help="Its renewed certificate, of the same key."
+        ),
+    ] = None,
+    auto_provision: Annotated[
+        bool | None,
+        typer.Option(
+            "--auto-provision/--known-only",
+            help="Create devices when they first connect, or only let in those that trust it.",
+        ),
+    ] = None,
+    label: Labels = None,
+    no_labels: Annotated[
+        bool, typer.Option("--no-labels", help="Give new devices no labels.")
+    ] = False,
+    max_validity: MaxValidity = None,
+    no_max_validity: Annotated[
+        bool, typer.Option("--no-max-validity", help="Accept certificates of any validity.")
+    ] = False,
+    crl: CrlFiles = None,
+    no_crl: Annotated[bool, typer.Option("--no-crl", help="Look at no lists.")] = False,
+    crl_mode: Annotated[str | None, _CRL_MODE] = None,
+) -> None:
+    """Change what an anchor accepts; what is not named stays as it is.
+
+    Sessions go on, but for those that a new list ends. What names devices and tenants cannot be
+    changed: for that, remove the anchor and add it again.
+    """
+    parse_anchor_name(name)
+    if (label and no_labels) or (max_validity is not None and no_max_validity) or (crl and no_crl):
+        raise Misused("an option and its --no-... are given both", "say one of them")
+    if crl_mode is not None:
+        _check_crl_mode(crl_mode)
+    wall = time.time()
+    with open_registry(config) as registry:
+        held = registry.get_anchor(name)
+        anchor = replace(
+            held if certificate is None else _renewed(held, certificate, wall),
+            auto_provision=held.auto_provision if auto_provision is None else auto_provision,
+            labels=() if no_labels else parse_labels(label) if label else held.labels,
+            max_validity=None
+            if no_max_validity
+            else held.max_validity
+            if max_validity is None
+            else days(max_validity),
+            crl_files=() if no_crl else _absolute(crl) if crl else held.crl_files,
+            crl_mode=crl_mode or held.crl_mode,
+        )
+        if anchor == held:
+            raise Misused("nothing is to be changed", "`coapgate anchor show` shows how it is")
+        _check_lists(anchor, wall)
+        registry.change_anchor(anchor)
+    output.say(
+        f"changed anchor {name!r}: it accepts {_accepts(anchor)}, until {_not_after(anchor)}"
+    )
 
 
 @app.command()
@@ -347,6 +410,41 @@ def _parse_tenants(
             "a certificate must not invent a tenant: name each one that it may lead to",
         )
     return tenants[0], tenants
+
+
+def _check_crl_mode(text: str) -> None:
+    """Raises Misused."""
+    if text not in _CRL_MODES:
+        raise Misused(
+            f"--crl-mode {text!r} is neither soft nor hard",
+            "`coapgate anchor add --help` says which does what",
+        )
+
+
+def _absolute(files: list[Path]) -> tuple[str, ...]:
+    """As the gateway finds them, wherever it runs."""
+    return tuple(str(file.absolute()) for file in files)
+
+
+def _renewed(anchor: TrustAnchor, file: Path, wall: float) -> TrustAnchor:
+    """An anchor with a new certificate of its key. Raises CertificateError, Misused."""
+    from coapgate.pki.anchors import parse_anchor
+
+    parsed = parse_anchor(
+        read_pem(file),
+        name=anchor.name,
+        tenant=anchor.tenant,
+        device_id_source=anchor.device_id_source,
+        auto_provision=anchor.auto_provision,
+        wall=wall,
+    )
+    if parsed.key_id != anchor.key_id:
+        raise CertificateError(
+            f"{str(file)!r} has another public key than anchor {anchor.name!r}",
+            "another key is another anchor: `coapgate anchor add` it, and remove this one "
+            "when `coapgate anchor show` says that no device uses it any more",
+        )
+    return replace(anchor, certificate=parsed.certificate)
 
 
 def _check_lists(anchor: TrustAnchor, wall: float) -> None:

@@ -322,6 +322,14 @@ class Administration(Protocol):
     def set_anchor_state(self, name: str, state: AnchorState) -> TrustAnchor:
         """Raises NotFound."""
 
+    def change_anchor(self, anchor: TrustAnchor) -> None:
+        """Let an anchor's provisioning, labels, limits, lists and certificate be these.
+
+        Its name and public key tell which it is; what names devices and tenants stays.
+
+        Raises NotFound.
+        """
+
     def anchor_devices(self, key_id: bytes, used_since: float | None = None) -> int:
         """How many devices certificates below an anchor speak for.
 

@@ -407,6 +407,22 @@ class MemoryRegistry:
             self._log("anchor", key_id=anchor.key_id)
         return self._anchors[name]
 
+    def change_anchor(self, anchor: TrustAnchor) -> None:
+        refusals.check_anchor(anchor)
+        held = self.get_anchor(anchor.name)
+        if held.key_id != anchor.key_id:
+            raise refusals.anchor_not_found(anchor.name)
+        self._anchors[anchor.name] = replace(
+            held,
+            certificate=anchor.certificate,
+            auto_provision=anchor.auto_provision,
+            labels=anchor.labels,
+            max_validity=anchor.max_validity,
+            crl_files=anchor.crl_files,
+            crl_mode=anchor.crl_mode,
+        )
+        self._log("anchor", key_id=anchor.key_id)
+
     def anchor_devices(self, key_id: bytes, used_since: float | None = None) -> int:
         return len(
             {

@@ -168,8 +168,7 @@ def anchor_name_taken(name: str) -> AlreadyExists:
 def anchor_key_taken(name: str) -> AlreadyExists:
     return AlreadyExists(
         f"this public key is anchor {name!r} already",
-        f"one public key is one anchor; to change it, `coapgate anchor remove {name}` first: "
-        "devices stay",
+        f"one public key is one anchor; `coapgate anchor change {name}` changes what it accepts",
     )
 
 

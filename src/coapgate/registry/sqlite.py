@@ -382,6 +382,11 @@ class SqliteRegistry:
         with self._writing() as connection:
             return writing.set_anchor_state(connection, name, state)
 
+    def change_anchor(self, anchor: TrustAnchor) -> None:
+        refusals.check_anchor(anchor)
+        with self._writing() as connection:
+            writing.change_anchor(connection, anchor)
+
     def anchor_devices(self, key_id: bytes, used_since: float | None = None) -> int:
         with self._reading() as connection:
             return reading.anchor_devices(connection, key_id, used_since)

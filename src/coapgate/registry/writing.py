@@ -98,6 +98,26 @@ def set_anchor_state(connection: Connection, name: str, state: AnchorState) -> T
     return replace(anchor, state=state)
 
 
+def change_anchor(connection: Connection, anchor: TrustAnchor) -> None:
+    """Raises NotFound."""
+    changed = connection.execute(
+        "UPDATE anchor SET certificate = ?, auto_provision = ?, labels = ?, max_validity = ?,"
+        " crl_files = ?, crl_mode = ? WHERE name = ? AND key_id = ?",
+        (
+            anchor.certificate,
+            anchor.auto_provision,
+            _render_labels(anchor.labels),
+            anchor.max_validity,
+            json.dumps(anchor.crl_files),
+            anchor.crl_mode,
+            anchor.name,
+            anchor.key_id,
+        ),
+    )
+    if changed.rowcount == 0:
+        raise refusals.anchor_not_found(anchor.name)
+
+
 def trust(
     connection: Connection,
     tenant: Tenant,
