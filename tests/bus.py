@@ -40,12 +40,20 @@ class Bus:
         self.published: list[Publication] = []
         """All that has come so far."""
         self._unseen: asyncio.Queue[Publication] = asyncio.Queue()
+        self._events: asyncio.Queue[Publication] = asyncio.Queue()
 
     async def next(self) -> Publication:
-        """The next message nobody has looked at yet; a test that waits in vain fails."""
+        """The next message of a device nobody has looked at yet; in vain it fails."""
+        return await self._next(self._unseen)
+
+    async def next_event(self) -> Publication:
+        """The next event about a device nobody has looked at yet; in vain it fails."""
+        return await self._next(self._events)
+
+    async def _next(self, queue: asyncio.Queue[Publication]) -> Publication:
         try:
             async with asyncio.timeout(DEADLINE):
-                return await self._unseen.get()
+                return await queue.get()
         except TimeoutError:
             raise AssertionError(f"nothing arrived below {self.root}") from None
 
@@ -65,7 +73,8 @@ class Bus:
             tuple(getattr(properties, "UserProperty", ())),
         )
         self.published.append(publication)
-        self._unseen.put_nowait(publication)
+        queue = self._events if "/event/" in publication.topic else self._unseen
+        queue.put_nowait(publication)
 
 
 @asynccontextmanager

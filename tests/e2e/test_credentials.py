@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import hmac
 import json
 import os
 import re
@@ -21,11 +23,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from coapgate.dtls.client import ClientCertificate, ClientSettings, PskKey
 from coapgate.errors import Alert, DeviceRefused, NoAnswer
-from coapgate.model import Code
+from coapgate.model import DEFAULT_TENANT, Code, Device, DeviceId, Tenant
 from coapgate.pki.factory import DAY, DEVICE, FactoryCa, IssuedCertificate
 from tests.bus import Bus, Publication, listening
 from tests.gateway_fixtures import Install, StartGateway
 from tests.gateways import SHORT_HANDSHAKES, GatewayProcess, Installation, Running, running_process
+from tests.interop.gnutls import gnutls_cli_by_x509
 from tests.interop.openssl import s_client_by_psk, s_client_by_x509
 from tests.interop.post import CHANGED, POST
 from tests.peers import require
@@ -77,7 +80,7 @@ async def refusal_of(gateway: Running, credential: PskKey | ClientCertificate) -
 async def event_of(bus: Bus, device: str, name: str) -> Publication:
     """Wait for an event of a device."""
     while True:
-        published = await bus.next()
+        published = await bus.next_event()
         if published.topic == f"{bus.root}/{device}/event/{name}":
             return published
 
@@ -259,6 +262,83 @@ async def test_a_key_that_is_revoked_ends_its_session_and_the_other_goes_on(
         assert (await stays.receive()).encode() == CHANGED
 
 
+# --- keys from the factory
+
+
+async def test_a_thousand_derived_keys_need_no_record_and_one_of_them_can_be_revoked(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    gateway = await start_gateway()
+    installation = gateway.installation
+    identities = [f"acme-{number:04}" for number in range(1000)]
+    names = tmp_path / "identities.txt"
+    names.write_text("\n".join(identities))
+    master = tmp_path / "master.key"
+    master.write_text(f"hex:{secrets.token_hex(32)}\n")
+    master.chmod(0o600)
+    create = ("batch", "create", "acme", "--pattern", "acme-{device}", "--max-devices", "1000")
+    await coapgate(installation, *create, "--key-file", str(master))
+    derive = ("batch", "derive", "--master-key-file", str(master), "--identities", str(names))
+    output = await coapgate(installation, *derive)
+    keys = {
+        row["identity"]: PskKey(
+            row["identity"].encode(), bytes.fromhex(row["key"].removeprefix("hex:"))
+        )
+        for row in csv.DictReader(output.splitlines())
+    }
+    assert list(keys) == identities
+    assert list(installation.registry.devices()) == []
+
+    async def connect(identity: str) -> None:
+        async with gateway.device(keys[identity]) as device:
+            assert str(await device.request(Code.POST, "a", b"x")) == "2.04"
+
+    for begin in range(0, 1000, 50):
+        async with asyncio.TaskGroup() as tasks:
+            for identity in identities[begin : begin + 50]:
+                tasks.create_task(connect(identity))
+    assert len(list(installation.registry.devices())) == 1000
+    provisioned = (await gateway.metrics())["coapgate_devices_provisioned_total,batch"]
+    assert provisioned == 1000
+
+    async with (
+        connected(address(gateway), keys["acme-0007"]) as peer,
+        connected(address(gateway), keys["acme-0008"]) as stays,
+    ):
+        await coapgate(installation, "psk", "revoke", "--identity", "acme-0007")
+        assert await ended(peer) is Alert.CERTIFICATE_REVOKED
+        assert await refusal_of(gateway, keys["acme-0007"]) is Alert.CERTIFICATE_REVOKED
+        stays.send(POST)
+        assert (await stays.receive()).encode() == CHANGED
+
+        await coapgate(installation, "batch", "revoke", "acme")
+        assert await ended(stays) is Alert.CERTIFICATE_REVOKED
+    assert await refusal_of(gateway, keys["acme-0009"]) is Alert.CERTIFICATE_REVOKED
+
+
+async def test_50_first_contacts_at_once_are_one_device(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(limits={"associations_per_device": 64})
+    secret = secrets.token_bytes(32)
+    create = ("batch", "create", "acme", "--pattern", "acme-{device}", "--max-devices", "1")
+    await coapgate(gateway.installation, *create, "--key", f"hex:{secret.hex()}")
+    key = PskKey(b"acme-7", hmac.digest(secret, b"acme-7", "sha256"))
+
+    async def connect() -> str:
+        async with gateway.device(key) as device:
+            return str(await device.request(Code.POST, "a", b""))
+
+    async with asyncio.TaskGroup() as tasks:
+        connecting = [tasks.create_task(connect()) for _ in range(50)]
+
+    assert {task.result() for task in connecting} == {"2.04"}
+    assert [entry.device.device for entry in gateway.installation.registry.devices()] == ["7"]
+    assert gateway.gateway.pump.milestones.provisioned == {"batch": 1}
+
+    another = PskKey(b"acme-8", hmac.digest(secret, b"acme-8", "sha256"))
+    assert await refusal_of(gateway, another) is Alert.INTERNAL_ERROR
+    await gateway.refused("limit")
+
+
 # --- revocation
 
 
@@ -383,7 +463,93 @@ async def test_a_stale_list_keeps_devices_out_only_where_the_anchor_says_so(
     assert (await gateway.metrics())["coapgate_revocation_lists_stale"] == 1
 
 
+@pytest.mark.parametrize("by", ["--serial", "--fingerprint", "--file"])
+async def test_a_certificate_that_is_revoked_by_command_ends_its_session(
+    gateway: Running, bus: Bus, tmp_path: Path, by: str
+) -> None:
+    installation = gateway.installation
+    installation.add_anchor()
+    issued, other = (installation.ca.issue_device(name) for name in ("sensor-1", "sensor-2"))
+    certificate = x509.load_der_x509_certificate(issued.chain[0])
+    (tmp_path / "one.pem").write_bytes(issued.chain_pem)
+    which = {
+        "--serial": f"{certificate.serial_number:X}",
+        "--fingerprint": certificate.fingerprint(hashes.SHA256()).hex(":"),
+        "--file": str(tmp_path / "one.pem"),
+    }
+    async with (
+        gnutls_cli_by_x509(gateway, issued, tmp_path) as client,
+        connected(address(gateway), installation.certificate(other)) as stays,
+    ):
+        await client.until(b"Handshake was completed")
+
+        await coapgate(installation, "certificate", "revoke", "--anchor", "factory", by, which[by])
+
+        async with asyncio.timeout(SOON):
+            await told(client, "Certificate was revoked")
+        stays.send(POST)
+        assert (await stays.receive()).encode() == CHANGED
+    event = await event_of(bus, "sensor-1", "session-ended")
+    assert json.loads(event.payload)["reason"] == "revoked"
+    assert await refusal_of(gateway, installation.certificate(issued)) is (
+        Alert.CERTIFICATE_REVOKED
+    )
+
+
+async def test_what_is_done_to_a_device_of_one_tenant_leaves_its_namesake_alone(
+    gateway: Running,
+) -> None:
+    registry = gateway.installation.registry
+    keys = []
+    for tenant in ("default", "plant-4"):
+        registry.add_device(Device(Tenant(tenant), DeviceId("sensor-1")))
+        identity = f"{tenant}-sensor-1".encode()
+        keys.append(gateway.installation.add_psk("sensor-1", identity=identity, tenant=tenant))
+    async with (
+        connected(address(gateway), keys[0]) as stays,
+        connected(address(gateway), keys[1]) as peer,
+    ):
+        command = ("device", "remove", "sensor-1", "--tenant", "plant-4")
+        await coapgate(gateway.installation, *command)
+
+        assert await ended(peer) is Alert.UNKNOWN_CA
+        stays.send(POST)
+        assert (await stays.receive()).encode() == CHANGED
+    assert gateway.gateway.pump.reviews.reviewed == 1
+
+
 # --- what ends by time
+
+
+@pytest.mark.parametrize(
+    ("validity", "reason"),
+    [
+        ({"not_before": 30.0}, None),
+        ({"not_after": -30.0}, None),
+        ({"not_before": 90.0}, "not_yet_valid"),
+        ({"not_after": -90.0}, "expired"),
+    ],
+)
+async def test_a_key_is_good_within_its_validity_and_the_clock_skew_around_it(
+    gateway: Running, validity: dict[str, float], reason: str | None
+) -> None:
+    edges = {name: time.time() + seconds for name, seconds in validity.items()}
+    key = PskKey(b"sensor-1", secrets.token_bytes(16))
+    gateway.installation.registry.add_psk(
+        DEFAULT_TENANT,
+        DeviceId("sensor-1"),
+        key.identity,
+        key.secret,
+        create_device=True,
+        not_before=edges.get("not_before"),
+        not_after=edges.get("not_after"),
+    )
+    if reason is None:
+        async with gateway.device(key) as device:
+            assert str(await device.request(Code.POST, "a", b"x")) == "2.04"
+    else:
+        assert await refusal_of(gateway, key) is Alert.CERTIFICATE_EXPIRED
+        await gateway.refused(reason)
 
 
 async def test_a_certificate_that_expires_ends_its_session(gateway: Running, bus: Bus) -> None:
