@@ -15,6 +15,7 @@ import typer
 from coapgate.cli import output
 from coapgate.cli.options import (
     LIST_LIMIT,
+    AllowWeak,
     AnyTenantName,
     AsJson,
     ConfigFile,
@@ -244,6 +245,7 @@ def import_(
         Path, typer.Argument(metavar="FILE.csv", help="device,tenant,psk_identity,psk_key")
     ],
     config: ConfigFile,
+    allow_weak: AllowWeak = False,
 ) -> None:
     """Add the devices of a CSV file with a key each.
 
@@ -258,7 +260,7 @@ def import_(
         open_registry(config, create=True) as registry,
         _progress(file, opened) as report,
     ):
-        count = registry.import_devices(read_csv(opened), report)
+        count = registry.import_devices(read_csv(opened, allow_weak=allow_weak), report)
     output.say(f"imported {count} {'device' if count == 1 else 'devices'}")
 
 
