@@ -148,7 +148,7 @@ class Authentication:
             credential.device,
             Method.PSK,
             name,
-            not_after=credential.ends_at,
+            not_after=self._end(credential),
         )
         if is_new and self.witness is not None:
             self.witness.provisioned_by(identity, "batch")
@@ -183,6 +183,14 @@ class Authentication:
             refused.claimed = derived.identity
             raise refused from error
 
+    def _end(self, credential: PskCredential) -> float | None:
+        """Until when a key is good, but for the clock skew, as it is kept in an Identity."""
+        ends = [] if credential.not_after is None else [credential.not_after]
+        if credential.state == PskState.RETIRING and credential.retiring_until is not None:
+            # Nobody's clock but that of a gateway has set this: skew does not put it off.
+            ends.append(credential.retiring_until - self._clock_skew)
+        return min(ends, default=None)
+
     def _fault(self, credential: PskCredential, wall: float) -> Reason | None:
         if not credential.device_enabled:
             return Reason.DISABLED
@@ -190,8 +198,8 @@ class Authentication:
             return Reason.REVOKED
         if credential.not_before is not None and wall < credential.not_before - self._clock_skew:
             return Reason.NOT_YET_VALID
-        ends_at = credential.ends_at
-        if ends_at is not None and wall > ends_at + self._clock_skew:
+        end = self._end(credential)
+        if end is not None and wall > end + self._clock_skew:
             return Reason.EXPIRED
         return None
 
@@ -231,6 +239,7 @@ class Authentication:
         found = await self._registry.find_psk_number(int(match[1])) if match else None
         if found is None or (found.tenant, found.device) != (identity.tenant, identity.device):
             return identity, Reason.CREDENTIAL_MISMATCH
-        if found.ends_at != identity.not_after:
-            identity = replace(identity, not_after=found.ends_at)
+        end = self._end(found)
+        if end != identity.not_after:
+            identity = replace(identity, not_after=end)
         return identity, self._fault(found, wall)

@@ -140,15 +140,6 @@ class PskCredential:
             self.batch,
         )
 
-    @property
-    def ends_at(self) -> float | None:
-        """Until when it is good: the end of its validity, or of its grace if that is earlier."""
-        if self.state != PskState.RETIRING or self.retiring_until is None:
-            return self.not_after
-        if self.not_after is None:
-            return self.retiring_until
-        return min(self.not_after, self.retiring_until)
-
 
 @dataclass(frozen=True, slots=True)
 class Batch:
