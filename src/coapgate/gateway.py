@@ -254,6 +254,8 @@ async def _serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    # Not the end of a gateway that is about to read everything anyway.
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
     async with open_gateway(settings) as gateway:
         loop.add_signal_handler(signal.SIGHUP, gateway.upkeep.certificate.reload)
         counters = gateway.pump.server.counters

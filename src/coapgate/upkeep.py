@@ -46,11 +46,13 @@ class Upkeep:
         self._registry = registry
         self._authentication = authentication
         self._reviews = pump.reviews
+        self._has_begun = False
 
     async def begin(self) -> None:
         """Know what the registry and the files say now. Raises RegistryError."""
         self.following.begin()
         await self.lists.look()
+        self._has_begun = True
 
     async def run(self) -> None:
         """Go on until cancelled."""
@@ -76,4 +78,5 @@ class Upkeep:
 
     def _use_lists(self, key_id: bytes, lists: tuple[RevocationList, ...]) -> None:
         self._authentication.use_lists(key_id, lists)
-        self._reviews.concern_anchor(key_id, time.monotonic())
+        if self._has_begun:  # until then nobody was let in by anything else
+            self._reviews.concern_anchor(key_id, time.monotonic())
