@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ from coapgate.model import DEFAULT_TENANT, Device, DeviceId, PskCredential, Tena
 from coapgate.registry.base import Change
 from coapgate.registry.memory import MemoryRegistry
 from tests.pumped import WALL, Gate, pumping
+from tests.waiting import until
 
 
 class Books(MemoryRegistry):
@@ -202,3 +204,19 @@ async def test_devices_are_served_between_the_pieces_of_a_long_walk(
 
         assert turns >= 10
         assert len(gate.associations) == 29
+
+
+@pytest.mark.expects_warnings("changes not followed")
+async def test_a_mistake_of_ours_does_not_end_the_following(books: Books) -> None:
+    key = books.add("sensor-1")
+    async with followed(books) as (gate, following):
+        peer = gate.connect(key)
+        books.disable("sensor-1")
+        books.fault = ZeroDivisionError()
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(following.run())
+            await until(lambda: following.failures == 1, "following fails")
+            assert peer.client.is_established
+            books.fault = None
+            await until(lambda: not gate.associations, "the device is sent away")
+            running.cancel()

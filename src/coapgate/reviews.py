@@ -224,6 +224,7 @@ class Reviews:
                 end += skew
             group: Hashable = identity.tenant if anchor is None else anchor
             if (is_everybody or wall > end or group in concerned) and _is_open(association):
+                walk.position = position  # a mistake of ours costs one, not all behind it
                 await self._judge(association, wall)
                 left -= REVIEW_COST if _is_open(association) else REVIEW_COST + END_COST
                 end = self._end_of(association.identity)
