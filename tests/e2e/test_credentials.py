@@ -209,7 +209,11 @@ async def test_a_next_key_is_promoted_once_by_50_handshakes_at_once(
         connecting = [tasks.create_task(connect()) for _ in range(50)]
 
     assert {task.result() for task in connecting} == {"2.04"}
-    assert gateway.gateway.pump.milestones.promotions == 1
+    milestones = gateway.gateway.pump.milestones
+    await until(lambda: milestones.promotions == 1, "the key is promoted")
+    decisions = gateway.gateway.pump.decisions
+    await until(lambda: decisions.waiting == 0, "all promotions are decided")
+    assert milestones.promotions == 1
 
 
 async def test_a_forged_handshake_promotes_nothing(start_gateway: StartGateway) -> None:
@@ -260,6 +264,29 @@ async def test_a_key_that_is_revoked_ends_its_session_and_the_other_goes_on(
         assert await ended(peer) is Alert.CERTIFICATE_REVOKED
         stays.send(POST)
         assert (await stays.receive()).encode() == CHANGED
+
+
+@pytest.mark.parametrize("client", ["coap-client-openssl", "coap-client-gnutls"])
+async def test_libcoap_switches_to_its_next_key(start_gateway: StartGateway, client: str) -> None:
+    gateway = await start_gateway(psk={"grace_time": 0.0}, dtls={"clock_skew": 0.0})
+    gateway.installation.add_psk("sensor-1", secret=b"sixteen octets!!")
+    command = ("psk", "rotate", "sensor-1", "--key", "text:sixteen octets??")
+    await coapgate(gateway.installation, *command)
+
+    async def post(key: str, seconds: int) -> str:
+        options = ("-u", "sensor-1", "-k", key, "-m", "post", "-e", "on", "-B", f"{seconds}")
+        target = f"coaps://{gateway.address}/state"
+        async with started(require(client), *options, "-v", "7", target) as program:
+            await program.end()
+        return program.output.decode(errors="backslashreplace")
+
+    assert "2.04" in await post("sixteen octets!!", 20)
+    assert gateway.gateway.pump.milestones.promotions == 0
+    assert "2.04" in await post("sixteen octets??", 20)
+    milestones = gateway.gateway.pump.milestones
+    await until(lambda: milestones.promotions == 1, "the key is promoted")
+    assert "2.04" not in await post("sixteen octets!!", 2)
+    await gateway.refused("expired")
 
 
 # --- keys from the factory
@@ -516,6 +543,54 @@ async def test_what_is_done_to_a_device_of_one_tenant_leaves_its_namesake_alone(
         stays.send(POST)
         assert (await stays.receive()).encode() == CHANGED
     assert gateway.gateway.pump.reviews.reviewed == 1
+
+
+async def test_what_a_list_revokes_while_the_gateway_is_down_does_not_go_on(
+    install: Install, tmp_path: Path
+) -> None:
+    installation = install()
+    file = tmp_path / "factory.crl"
+    file.write_bytes(sign_list(installation.ca))
+    trust_with_list(installation, file)
+    revoked, good = (installation.ca.issue_device(name) for name in ("sensor-1", "sensor-2"))
+    async with AsyncExitStack() as stack:
+        async with running_process(installation) as gateway:
+            peers = [
+                await stack.enter_async_context(
+                    connected(
+                        gateway.address,
+                        installation.certificate(issued),
+                        settings=ClientSettings(connection_id=b""),
+                    )
+                )
+                for issued in (revoked, good)
+            ]
+            gateway.program.kill()
+            await gateway.program.end()
+        replace_file(file, sign_list(installation.ca, revoked, number=2))
+
+        async with running_process(installation, gateway.address) as again:
+            peers[1].send(POST)
+            assert (await peers[1].receive()).encode() == CHANGED
+            metrics = await again.metrics()
+            assert metrics["coapgate_associations_recovered_total"] == 1
+            assert metrics["coapgate_associations_closed_total,refused"] == 1
+
+
+async def test_an_anchor_that_is_disabled_is_believed_no_more_and_again_when_enabled(
+    gateway: Running,
+) -> None:
+    installation = gateway.installation
+    installation.add_anchor()
+    credential = installation.certificate(installation.ca.issue_device("sensor-1"))
+    async with connected(address(gateway), credential) as peer:
+        await coapgate(installation, "anchor", "disable", "factory")
+        assert await ended(peer) is Alert.UNKNOWN_CA
+    assert await refusal_of(gateway, credential) is Alert.UNKNOWN_CA
+
+    await coapgate(installation, "anchor", "enable", "factory")
+    async with gateway.device(credential) as device:
+        assert str(await device.request(Code.POST, "a", b"x")) == "2.04"
 
 
 # --- what ends by time
