@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Protocol
 
@@ -209,6 +210,10 @@ class Authentication:
         if is_new and self.witness is not None:
             self.witness.provisioned_by(identity, "anchor")
         return identity
+
+    async def note_uses(self, identities: Iterable[Identity]) -> None:
+        """Sessions that were opened by these certificates go on. Raises RegistryError."""
+        await self._certification.note_uses(identities)
 
     async def review(self, identity: Identity, wall: float) -> Identity:
         """Whether what let a device in would still do so; `wall` is Unix seconds.

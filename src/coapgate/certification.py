@@ -5,6 +5,7 @@ Asked about a peer whose Finished verified, and about those that were let in bef
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from coapgate.errors import AlreadyExists, CertificateError, Reason, Refused, RegistryError
@@ -167,6 +168,15 @@ class Certification:
             return Reason.DISABLED
         revocations = await self._revocations_below(anchor)
         return Reason.REVOKED if revocations.covers(identity.path) else None
+
+    async def note_uses(self, identities: Iterable[Identity]) -> None:
+        """Sessions that were opened by these certificates go on. Raises RegistryError."""
+        anchors = {anchor.key_id: anchor for anchor in await self._registry.anchors()}
+        for each in identities:
+            anchor = anchors.get(each.anchor or b"")
+            if anchor is not None:
+                value = anchor.pair_value(each.tenant, each.value)
+                self._registry.note_use(anchor.key_id, value)
 
     async def _current_verifier(self) -> ChainVerifier:
         """The verifier for the anchors of this moment; built anew only if they changed."""

@@ -17,6 +17,7 @@ from coapgate.registry.base import Registry
 from coapgate.reloading import OwnCertificate
 from coapgate.revocation_lists import RevocationLists
 from coapgate.serving import Pump
+from coapgate.uses import LiveUses
 
 USES_INTERVAL = 10.0
 """Seconds between two times that uses of certificates are written."""
@@ -46,6 +47,7 @@ class Upkeep:
         self._registry = registry
         self._authentication = authentication
         self._reviews = pump.reviews
+        self._uses = LiveUses(pump.server.traffic.associations.snapshot)
         self._has_begun = False
 
     async def begin(self) -> None:
@@ -71,9 +73,11 @@ class Upkeep:
         while True:
             await asyncio.sleep(USES_INTERVAL)
             try:
+                if identities := self._uses.turn(time.monotonic()):
+                    await self._authentication.note_uses(identities)
                 await self._registry.write_uses()
             except RegistryError as error:
-                # It is known to within a day; the next handshake of each device tells it again.
+                # It is known to within a day, and what was noted is written another time.
                 log.info("uses of certificates not written", extra={"detail": str(error)})
 
     def _use_lists(self, key_id: bytes, lists: tuple[RevocationList, ...]) -> None:

@@ -473,11 +473,10 @@ def _advise(used: dict[int, int]) -> None:
     longest = max(used)
     if used[longest]:
         devices = "1 device" if used[longest] == 1 else f"{used[longest]} devices"
-        output.hint(f"without it {devices} would be kept out; handshakes are counted, once a day")
+        output.hint(f"without it {devices} would be kept out")
     else:
         output.hint(
-            f"no device has opened a session by it in {longest} days: it may be safe to remove, "
-            "unless sessions last for longer"
+            f"no session by it is known of for {longest} days: removing it should keep nobody out"
         )
 
 

@@ -239,7 +239,11 @@ class SqliteRegistry:
 
     async def write_uses(self) -> int:
         uses, self._uses = self._uses, {}
-        return await self._in_thread(self._write_uses, uses) if uses else 0
+        try:
+            return await self._in_thread(self._write_uses, uses) if uses else 0
+        except RegistryError:
+            self._uses = uses | self._uses  # another time; newer ones count
+            raise
 
     def newest_change(self) -> int:
         return self._look_at_changes(None)[1]
