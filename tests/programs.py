@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from tests.waiting import DEADLINE
 
@@ -99,7 +100,10 @@ async def started(*command: str, env: dict[str, str] | None = None) -> AsyncIter
         yield program
     finally:
         if process.returncode is None:
-            process.kill()
+            # Not `process.kill`: that looks first whether it has ended, and takes its status away
+            # from asyncio's watcher, which then warns.
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
         await collecting
         assert process.stdin is not None
         process.stdin.close()
