@@ -295,4 +295,4 @@ async def test_the_use_of_a_certificate_is_noted_once_it_let_its_device_in(
 
     (used,) = registry.certificates(DEFAULT_TENANT, SENSOR_7)
     assert used.used_at is not None
-    assert registry.anchor_uses(anchor_of().key_id, used.used_at) == 1
+    assert registry.anchor_devices(anchor_of().key_id, used.used_at) == 1

@@ -152,6 +152,17 @@ def test_a_disabled_device_says_how_to_enable_it(capsys: pytest.CaptureFixture[s
     assert "alert 44 (certificate_revoked)" in explained.err
 
 
+def test_without_the_key_file_no_key_can_be_judged(capsys: pytest.CaptureFixture[str]) -> None:
+    done("psk", "add", "sensor-1", "--key", f"hex:{KEY}")
+    Path("registry.key").unlink()
+
+    explained = Explained(capsys, "--psk-identity", "sensor-1")
+
+    assert explained.code == 1
+    assert "registry.key" in explained.err
+    assert "hint: " in explained.err
+
+
 def test_a_derived_key_is_explained_and_brings_no_device_into_being(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -243,6 +254,11 @@ def refusals(ca: FactoryCa) -> dict[str, tuple[IssuedCertificate, str, str]]:
             "expired",
             "CN=sensor-7 is valid ",
         ),
+        "in the wrong order": (
+            replace(hidden, chain=hidden.chain[::-1]),
+            "wrong_usage",
+            "the device's own comes first",
+        ),
         "no name": (ca.issue_device("two words"), "malformed", "`coapgate anchor show`"),
         "weak": (
             ca.issue_device("sensor-7", key=rsa.generate_private_key(65537, 1024)),
@@ -261,6 +277,7 @@ def refusals(ca: FactoryCa) -> dict[str, tuple[IssuedCertificate, str, str]]:
         "self-signed",
         "unknown here",
         "expired",
+        "in the wrong order",
         "no name",
         "weak",
     ],

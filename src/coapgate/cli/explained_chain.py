@@ -120,6 +120,8 @@ def _hints(
             which = [f"{_name(each.subject)} is valid {_validity(each)}" for each in ended]
             which = which or ["the certificate of the anchor itself is not valid now"]
             return [*which, _TO_DO[refused.reason]]
+        case Reason.WRONG_USAGE if _is_authority(chain[0]):
+            return ["the first certificate is an authority's: the device's own comes first"]
         case reason:
             return [_TO_DO[reason]] if reason in _TO_DO else []
 
@@ -196,6 +198,14 @@ def _top(chain: Sequence[x509.Certificate]) -> x509.Certificate:
         waiting.remove(above)
         top = above
     return top
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+    except (x509.ExtensionNotFound, *UNREADABLE):
+        return False
+    return found.value.ca
 
 
 def _is_valid(certificate: x509.Certificate, wall: float) -> bool:

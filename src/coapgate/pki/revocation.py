@@ -84,12 +84,12 @@ class RevocationList:
 class Revocations:
     """All that is revoked below one anchor, ready to be asked.
 
-    `listed` are issuer and serial number, `serials` and `fingerprints` what commands revoked, all
-    as they are remembered; `until` is when each issuer's list becomes stale (Unix seconds). If
-    `is_hard`, every certificate of a path needs a list of its issuer that is not.
+    `listed` are issuer and serial number, list by list, `serials` and `fingerprints` what commands
+    revoked, all as they are remembered; `until` is when each issuer's list becomes stale (Unix
+    seconds). If `is_hard`, every certificate of a path needs a list of its issuer that is not.
     """
 
-    listed: frozenset[bytes] = frozenset()
+    listed: tuple[frozenset[bytes], ...] = ()
     serials: frozenset[bytes] = frozenset()
     fingerprints: frozenset[bytes] = frozenset()
     until: Mapping[bytes, float] = field(default_factory=dict)
@@ -117,10 +117,11 @@ class Revocations:
         marks = [
             (issuer, _serial_mark(int.from_bytes(serial, "big"))) for issuer, serial in serials
         ]
+        by_command = frozenset(issuer + serial for issuer, serial in marks if issuer)
+        # Not put into one: a list may have a million entries.
+        sets = (by_command, *(each.revoked for each in in_force.values()))
         return cls(
-            listed=frozenset(issuer + serial for issuer, serial in marks if issuer).union(
-                *(each.revoked for each in in_force.values())
-            ),
+            listed=tuple(each for each in sets if each),
             serials=frozenset(serial for issuer, serial in marks if not issuer),
             fingerprints=frozenset(each[:MARK_PART_LENGTH] for each in fingerprints),
             until={issuer_mark(each.issuer): each.next_update for each in in_force.values()},
@@ -134,7 +135,7 @@ class Revocations:
     def covers(self, path: bytes) -> bool:
         """Whether any certificate of a path (`Identity.path`) is revoked."""
         return any(
-            each[:_LISTED] in self.listed
+            any(each[:_LISTED] in listed for listed in self.listed)
             or each[MARK_PART_LENGTH:_LISTED] in self.serials
             or each[_LISTED:] in self.fingerprints
             for each in _marks(path)
