@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from pathlib import Path
 from typing import Annotated
@@ -47,6 +46,8 @@ def explain(
         raise Misused("say one of --key and --key-file")
     if cert is not None and (key is not None or key_file is not None):
         raise Misused("a key goes with --psk-identity", "of a certificate no key is asked for")
+    import asyncio
+
     from coapgate.cli.explained_chain import explain_chain
     from coapgate.cli.explained_identity import explain_identity
     from coapgate.cli.rehearsal import Rehearsal
