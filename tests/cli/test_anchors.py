@@ -199,3 +199,52 @@ def test_a_renewed_certificate_of_the_same_key_takes_the_place_of_the_old_one(ru
     code, _, err = run("anchor", "change", "acme", "--certificate", other)
     assert code == 1
     assert "has another public key than anchor 'acme'" in err
+
+
+def test_a_template_of_one_field_is_that_field(run: Shell) -> None:
+    root = run.file("root.pem", FactoryCa.create("Acme").certificate_pem)
+    assert run("anchor", "add", root, "--name", "acme", "--device-id", "{serial-number}")[0] == 0
+
+    (anchor,) = json.loads(run("anchor", "list", "--json")[1])
+    assert anchor["device_id"] == "serial-number"
+
+
+def test_a_tenant_is_given_or_named_by_the_certificate_but_not_both(run: Shell) -> None:
+    root = run.file("root.pem", FactoryCa.create("Acme").certificate_pem)
+    code, _, err = run(
+        *("anchor", "add", root, "--name", "acme", "--tenant", "acme"),
+        *("--tenant-template", "{o}", "--serves", "acme"),
+    )
+
+    assert code == 2
+    assert err.startswith("error: --tenant and --tenant-template are given both")
+
+
+def test_a_staged_anchor_shows_its_code_until_it_is_proven(run: Shell) -> None:
+    root = run.file("root.pem", FactoryCa.create("Acme").certificate_pem)
+    _, out, _ = run("anchor", "add", root, "--name", "acme", "--require-proof")
+    (code,) = re.findall(r"^code ([0-9a-f]{32})$", out, re.MULTILINE)
+
+    assert re.search(rf"^code +{code}$", run("anchor", "show", "acme")[1], re.MULTILINE)
+    assert code not in run("anchor", "show", "acme", "--json")[1]
+
+
+def test_lists_are_shown_and_changed(run: Shell) -> None:
+    ca = FactoryCa.create("Acme")
+    root = run.file("root.pem", ca.certificate_pem)
+    crl = run.file("acme.crl", ca.sign_list({}).public_bytes(serialization.Encoding.PEM))
+    run("anchor", "add", root, "--name", "acme")
+
+    assert run("anchor", "change", "acme", "--crl", crl, "--crl-mode", "hard")[0] == 0
+    assert f"{crl} (hard)" in run("anchor", "show", "acme")[1]
+    assert run("anchor", "change", "acme", "--no-crl")[0] == 0
+    assert "no lists" in run("anchor", "show", "acme")[1]
+    assert run("anchor", "change", "acme", "--crl-mode", "strict")[0] == 2
+    assert run("anchor", "change", "acme", "--crl", root)[0] == 1
+    assert run("anchor", "change", "nobody", "--no-crl")[0] == 1
+
+
+def test_a_file_that_is_no_certificate_is_refused(run: Shell) -> None:
+    code, _, err = run("anchor", "add", run.file("big.pem", bytes(1 << 20) + b"x"), "--name", "a")
+    assert code == 2
+    assert "is too large" in err
