@@ -17,7 +17,7 @@ from coapgate.model import (
     Tenant,
     TrustAnchor,
 )
-from coapgate.registry.base import Change, RevokedCertificate
+from coapgate.registry.base import MAX_USES, Change, RevokedCertificate
 from coapgate.registry.batches import derive_key
 from tests.registry.conftest import AnyRegistry
 from tests.registry.values import (
@@ -338,6 +338,9 @@ async def test_a_revoked_batch_takes_its_devices_along_and_derives_no_more(
     assert registry.revoke_batch("line-1").state == "revoked"
 
     assert kinds(registry, before) == {("batch", ACME, None, None)}
+    before = registry.newest_change()
+    assert registry.revoke_batch("line-1").state == "revoked"
+    assert registry.changes(before) == ()
     assert set((await states(registry, b"acme-sensor-1")).values()) == {"revoked"}
     reviewed = await registry.find_psk_number(registered.number)
     assert reviewed is not None
@@ -423,6 +426,8 @@ def test_a_batch_that_cannot_be_is_refused(registry: AnyRegistry) -> None:
         replace(LINE_1, max_devices=10_000_001),
         replace(LINE_1, prefix="x" * 128),
         replace(LINE_1, prefix="a\0"),
+        replace(LINE_1, prefix="a\udcff"),
+        replace(LINE_1, suffix="{b}"),
         replace(LINE_1, not_before=NOW, not_after=NOW - 1),
     ):
         with pytest.raises(Misused):
@@ -549,6 +554,28 @@ async def test_the_last_use_of_certificates_is_written_once_a_day(registry: AnyR
     assert registry.anchor_devices(FACTORY.key_id) == 2
     assert registry.anchor_devices(ACME_CA.key_id) == 0
     assert registry.newest_change() == before  # nobody need review anything
+
+
+async def test_no_more_uses_wait_than_a_bound(registry: AnyRegistry) -> None:
+    registry.add_anchor(FACTORY)
+    registry.trust(DEFAULT, SENSOR_1, "factory", "sensor-1", create_device=True)
+
+    for number in range(MAX_USES):
+        registry.note_use(FACTORY.key_id, f"nobody-{number}")
+    registry.note_use(FACTORY.key_id, "sensor-1")
+
+    assert await registry.write_uses() == 0
+    registry.note_use(FACTORY.key_id, "sensor-1")
+    assert await registry.write_uses() == 1
+
+
+def test_first_contacts_make_nobody_review_anything(registry: AnyRegistry) -> None:
+    registry.add_batch(LINE_1, MASTER_KEY)
+    (derived,) = asyncio.run(registry.find_psk(b"acme-sensor-1"))
+
+    asyncio.run(registry.register_derived(derived))
+
+    assert registry.newest_change() == 0
 
 
 # Certificates revoked one by one.

@@ -17,7 +17,12 @@ import pytest
 from coapgate.errors import RegistryError, RegistryUnavailable
 from coapgate.model import Batch, Device, DeviceId, PskState
 from coapgate.registry import reading, schema
-from coapgate.registry.base import MAX_CHANGES, Change
+from coapgate.registry.base import (
+    MAX_CHANGES,
+    MAX_REVOKED_CERTIFICATES,
+    Change,
+    RevokedCertificate,
+)
 from coapgate.registry.sqlite import SqliteRegistry
 from tests.registry.conftest import open_sqlite
 from tests.registry.values import DEFAULT, FACTORY, KEY_1, KEY_2, SENSOR_1, SENSOR_2
@@ -244,6 +249,31 @@ def test_the_change_log_forgets_what_is_old(sqlite: SqliteRegistry) -> None:
     assert len(kept) == MAX_CHANGES
     with closing(sqlite3.connect(sqlite.path)) as other:
         assert other.execute("SELECT count(*) FROM change").fetchone() == (MAX_CHANGES,)
+
+
+def test_so_many_certificates_are_revoked_one_by_one_and_no_more(sqlite: SqliteRegistry) -> None:
+    sqlite._writer.execute(
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
+        " INSERT INTO revoked_certificate (key_id, serial, added_at)"
+        " SELECT ?, CAST(i AS BLOB), 0 FROM n",
+        (MAX_REVOKED_CERTIFICATES, FACTORY.key_id),
+    )
+
+    with pytest.raises(RegistryError, match="100000 certificates are revoked") as refused:
+        sqlite.revoke_certificate(RevokedCertificate(FACTORY.key_id, fingerprint=b"f" * 8))
+
+    assert "CRL" in refused.value.hint
+    assert len(sqlite.revoked_certificates_all()) == MAX_REVOKED_CERTIFICATES
+
+
+def test_changes_of_a_registry_that_breaks_are_unavailable(sqlite: SqliteRegistry) -> None:
+    sqlite._reader.execute("PRAGMA query_only = OFF")
+    sqlite._reader.execute("DROP TABLE change")
+
+    with pytest.raises(RegistryUnavailable):
+        sqlite.newest_change()
+    with pytest.raises(RegistryUnavailable):
+        sqlite.changes(0)
 
 
 def test_a_change_shows_to_another_process(tmp_path: Path) -> None:

@@ -37,13 +37,9 @@ def parse_pattern(text: str) -> tuple[str, str]:
     prefix, field, suffix = text.partition(DEVICE_FIELD)
     if not field or any(brace in prefix + suffix for brace in "{}"):
         raise Misused(f"pattern {text!r} does not say where the device's name is", _PATTERN_HINT)
-    if not text.isprintable():
+    if not text.isprintable():  # nor do octets that are not UTF-8
         raise Misused(f"pattern {text!r} does not print", _PATTERN_HINT)
-    try:
-        length = len((prefix + suffix).encode())
-    except UnicodeEncodeError:
-        raise Misused("the pattern is not UTF-8", _PATTERN_HINT) from None
-    if length >= MAX_IDENTITY_LENGTH:
+    if len((prefix + suffix).encode()) >= MAX_IDENTITY_LENGTH:
         raise Misused(
             f"pattern {text!r} leaves no room for a name",
             f"an identity has {MAX_IDENTITY_LENGTH} octets at most",
