@@ -11,6 +11,7 @@ from pathlib import Path
 from coapgate.authentication import Authentication
 from coapgate.errors import RegistryError
 from coapgate.following import Following
+from coapgate.logs import Seldom
 from coapgate.pki.revocation import RevocationList
 from coapgate.pki.server import ServerCertificate
 from coapgate.registry.base import Registry
@@ -47,6 +48,8 @@ class Upkeep:
         self._registry = registry
         self._authentication = authentication
         self._reviews = pump.reviews
+        self._seldom = Seldom()
+        self._crashes = 0
         self._uses = LiveUses(pump.server.traffic.associations.snapshot)
         self._has_begun = False
 
@@ -66,7 +69,7 @@ class Upkeep:
     @property
     def failures(self) -> int:
         """Mistakes of our own."""
-        return self.following.failures + self.lists.crashes
+        return self.following.failures + self.lists.crashes + self._crashes
 
     async def _note_uses(self) -> None:
         """Write when certificates were used last: not in the handshake, and many at once."""
@@ -79,6 +82,11 @@ class Upkeep:
             except RegistryError as error:
                 # It is known to within a day, and what was noted is written another time.
                 log.info("uses of certificates not written", extra={"detail": str(error)})
+            except Exception as error:
+                self._crashes += 1
+                if count := self._seldom.count("uses", time.monotonic()):
+                    fields = {"count": count}
+                    log.error("uses not looked after", exc_info=error, extra=fields)
 
     def _use_lists(self, key_id: bytes, lists: tuple[RevocationList, ...]) -> None:
         self._authentication.use_lists(key_id, lists)
