@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
+import pty
 import re
+import select
 import stat
 import subprocess
+import sys
+import termios
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +27,7 @@ from coapgate.pki.chains import VerifiedChain, verify_chain
 from coapgate.pki.revocation import Revocations, load_lists
 from coapgate.pki.server import load_server_certificate
 from tests.peers import require
+from tests.waiting import DEADLINE
 
 DNS_AND_IP = ("--dns", "gateway.example", "--ip", "192.0.2.1")
 
@@ -357,6 +363,30 @@ def test_a_passphrase_comes_from_standard_input_too(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(octets))
         pki(*arguments)
 
+    assert verified("a.pem", "root").value == "a"
+
+
+def test_a_passphrase_is_asked_for_in_a_terminal_and_not_shown() -> None:
+    pki("init", "root", "--name", "Acme Root", "--passphrase-file", "passphrase")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "coapgate", "pki", "issue", "a", "--ca", "root"]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as program:
+        shown = b""
+        deadline = time.monotonic() + DEADLINE
+        while b"passphrase of root" not in shown or termios.tcgetattr(theirs)[3] & termios.ECHO:
+            assert time.monotonic() < deadline, shown
+            if select.select([ours], [], [], 0.05)[0]:
+                shown += os.read(ours, 4096)
+        os.write(ours, f"{PASSPHRASE}\n".encode())
+        while b"issued 'a'" not in shown:
+            assert time.monotonic() < deadline, shown
+            if select.select([ours], [], [], 0.05)[0]:
+                shown += os.read(ours, 4096)
+        assert program.wait(DEADLINE) == 0
+    for descriptor in (ours, theirs):
+        os.close(descriptor)
+
+    assert PASSPHRASE.encode() not in shown
     assert verified("a.pem", "root").value == "a"
 
 
