@@ -24,6 +24,7 @@ from coapgate.registry.base import (
     RevokedCertificate,
 )
 from coapgate.registry.sqlite import SqliteRegistry
+from coapgate.registry.vault import Vault
 from tests.registry.conftest import open_sqlite
 from tests.registry.values import DEFAULT, FACTORY, KEY_1, KEY_2, SENSOR_1, SENSOR_2
 
@@ -308,6 +309,65 @@ async def test_fifty_first_contacts_in_four_processes_register_a_device_once(
     finally:
         for gateway in gateways:
             gateway.close()
+
+
+async def test_a_batch_shows_to_a_gateway_within_the_refresh_interval(tmp_path: Path) -> None:
+    now = 100.0
+    with (
+        SqliteRegistry.open(
+            "sqlite:///registry.db",
+            tmp_path / "registry.key",
+            tmp_path,
+            refresh_interval=0.5,
+            clock=lambda: now,
+        ) as gateway,
+        open_sqlite(tmp_path) as administration,
+    ):
+        assert await gateway.find_psk(b"acme-1") == ()
+        administration.add_batch(Batch(0, "line-1", DEFAULT, "acme-", "", 3), KEY_2)
+
+        now = 100.5
+        assert len(await gateway.find_psk(b"acme-1")) == 1
+        administration.revoke_batch("line-1")
+
+        now = 101.0
+        assert await gateway.find_psk(b"acme-1") == ()
+
+
+async def test_a_registry_without_its_key_file_is_unavailable_to_devices_of_a_batch(
+    tmp_path: Path,
+) -> None:
+    with open_sqlite(tmp_path) as administration:
+        administration.add_batch(Batch(0, "line-1", DEFAULT, "acme-", "", 3), KEY_2)
+    with open_sqlite(tmp_path) as gateway:
+        (tmp_path / "registry.key").rename(tmp_path / "lost.key")
+        gateway._vault = Vault(tmp_path / "registry.key", bytes(16))
+
+        with pytest.raises(RegistryUnavailable, match="key file"):
+            await gateway.find_psk(b"acme-1")
+        assert await gateway.anchors() == ()  # what needs no key goes on
+
+        (tmp_path / "lost.key").rename(tmp_path / "registry.key")
+        assert len(await gateway.find_psk(b"acme-1")) == 1
+
+
+async def test_a_locked_registry_promotes_later(tmp_path: Path) -> None:
+    with (
+        SqliteRegistry.open(
+            "sqlite:///registry.db", tmp_path / "registry.key", tmp_path, write_timeout=0.05
+        ) as gateway,
+        open_sqlite(tmp_path) as other,
+    ):
+        other.add_psk(DEFAULT, SENSOR_1, b"a", KEY_1, create_device=True)
+        backup = other.add_psk(DEFAULT, SENSOR_1, b"a", KEY_2, state=PskState.BACKUP)
+        other._writer.execute("BEGIN IMMEDIATE")
+
+        with pytest.raises(RegistryUnavailable, match="locked"):
+            await gateway.promote(backup.number, 60.0)
+        assert [key.state for key in await gateway.find_psk(b"a")] == ["active", "backup"]
+
+        other._writer.execute("ROLLBACK")
+        assert await gateway.promote(backup.number, 60.0)
 
 
 async def test_a_backup_is_promoted_once_over_four_processes(tmp_path: Path) -> None:
