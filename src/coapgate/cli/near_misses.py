@@ -17,6 +17,7 @@ MAX_SHOWN = 4
 
 _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 _MIN_DIGITS = 32
+_AROUND = b" \t\r\n\0\"'"
 
 
 def of_key(given: bytes, stored: bytes) -> str:
@@ -63,28 +64,33 @@ def of_stored_key(stored: bytes) -> str:
 
 
 def of_identity(given: bytes, known: Iterable[bytes]) -> list[str]:
-    """Identities on record that the given one was probably meant to be, and why."""
+    """Identities on record that the given one was probably meant to be, and why.
+
+    Little is done for each of them: there may be a million.
+    """
+    spelled = {given.hex().encode(): _READINGS[0][1], base64.b64encode(given): _READINGS[1][1]}
+    for read, message in _READINGS:
+        octets = read(given)
+        if octets:
+            spelled[octets] = message
+    folded, head = given.strip(_AROUND).lower(), given.partition(b"@")[0]
     found = []
     for identity in known:
-        why = _alike(given, identity)
-        if why:
-            found.append(f"identity {render_identity(identity)!r} is known: {why}")
-            if len(found) == MAX_SHOWN:
-                break
+        if identity.strip(_AROUND).lower() == folded:
+            if identity.lower() == given.lower():
+                why = "it differs by upper and lower case, which count"
+            else:
+                why = "it differs by white space, quotation marks or a NUL at its ends"
+        elif identity in spelled:
+            why = f"one is {spelled[identity]} of the other"
+        elif identity.partition(b"@")[0] == head:
+            why = "it differs behind the @"
+        else:
+            continue
+        found.append(f"identity {render_identity(identity)!r} is known: {why}")
+        if len(found) == MAX_SHOWN:
+            break
     return found
-
-
-def _alike(given: bytes, known: bytes) -> str:
-    if given.strip(b" \t\r\n\0\"'") == known.strip(b" \t\r\n\0\"'"):
-        return "it differs by white space, quotation marks or a NUL at its ends"
-    if given.lower() == known.lower():
-        return "it differs by upper and lower case, which count"
-    for read, message in _READINGS:
-        if read(known) == given or read(given) == known:
-            return f"one is {message} of the other"
-    if given.split(b"@")[0] == known.split(b"@")[0]:
-        return "it differs behind the @"
-    return ""
 
 
 def _from_hex(text: bytes) -> bytes | None:
