@@ -237,9 +237,8 @@ class Pump:
             self._refuse(handshake, path, refusal)
             return
         if self._accept(handshake, identity):
+            # Only now, so that a registry that cannot be written keeps nobody waiting.
             await self._authentication.promote(credential, identity)
-        # Now, so that a registry that cannot be written keeps nobody waiting.
-        await self._authentication.promote(credential, identity)
 
     async def _judge_chain(self, handshake: int, path: Path, chain: tuple[bytes, ...]) -> None:
         try:

@@ -6,6 +6,7 @@ import asyncio
 import csv
 import hmac
 import json
+import resource
 import secrets
 import sqlite3
 import time
@@ -28,8 +29,8 @@ from tests.e2e.operating import (
     refusal_of,
     told,
 )
-from tests.gateway_fixtures import StartGateway
-from tests.gateways import SHORT_HANDSHAKES, Running
+from tests.gateway_fixtures import Install, StartGateway
+from tests.gateways import SHORT_HANDSHAKES, Running, running_process
 from tests.interop.openssl import s_client_by_psk
 from tests.interop.post import CHANGED, POST
 from tests.peers import require
@@ -133,6 +134,33 @@ async def test_a_promotion_that_cannot_be_written_keeps_no_device_out(gateway: R
 
     async with gateway.device(new):
         await until(lambda: milestones.promotions == 1, "the promotion is written")
+
+
+async def test_a_disk_that_takes_no_more_keeps_no_known_device_out(install: Install) -> None:
+    installation = install()
+    old = installation.add_psk("sensor-1")
+    async with (
+        running_process(installation) as gateway,
+        connected(gateway.address, old) as peer,
+    ):
+        command = ("psk", "rotate", "sensor-1", "--key", "text:sixteen octets!!")
+        await coapgate(installation, *command)
+        limits = resource.prlimit(gateway.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(gateway.pid, resource.RLIMIT_FSIZE, (4096, limits[1]))
+        new = PskKey(old.identity, b"sixteen octets!!")
+
+        async with connected(gateway.address, new) as another:
+            for each in (peer, another):
+                each.send(POST)
+                assert (await each.receive()).encode() == CHANGED
+        await gateway.program.until(b"warning promotion not written")
+
+        resource.prlimit(gateway.pid, resource.RLIMIT_FSIZE, limits)
+        async with connected(gateway.address, new):
+            await gateway.program.until(b"info credential promoted")
+        metrics = await gateway.metrics()
+    assert metrics["coapgate_promotions_failed_total"] == 1
+    assert metrics["coapgate_credentials_promoted_total"] == 1
 
 
 async def test_a_key_that_is_revoked_ends_its_session_and_the_other_goes_on(
