@@ -334,6 +334,23 @@ def test_a_revoked_certificate_is_explained_by_its_list_or_command(
     assert "hint: revocation list of anchor 'acme': " in explained.err
 
 
+def test_rules_of_an_anchor_that_a_certificate_breaks_are_named(
+    capsys: pytest.CaptureFixture[str], ca: FactoryCa
+) -> None:
+    file = show(ca.issue_device("sensor-7"))
+    shared = ("--tenant-template", "{cn}", "--serves", "north")
+    for rule, verdict in (
+        (("--max-validity", "30"), "refused as wrong_usage: valid for 10951 days"),
+        (("--device-id", "{o}:{cn}"), "refused as malformed: 0 values of o"),
+        (shared, "refused as tenant_mismatch: the anchor does not serve tenant 'sensor-7'"),
+    ):
+        done("anchor", "add", "root.pem", "--name", "acme", "--auto-provision", *rule)
+        explained = Explained(capsys, "--cert", file)
+        assert verdict in explained.verdict
+        assert "hint: `coapgate anchor show` " in explained.err
+        done("anchor", "remove", "acme")
+
+
 def test_a_device_known_otherwise_is_not_taken_over(
     capsys: pytest.CaptureFixture[str], ca: FactoryCa
 ) -> None:

@@ -27,7 +27,8 @@ _TO_DO = {
     Reason.REVOKED: "issue a new certificate for a device that may come back",
     Reason.WEAK_KEY: "P-256, P-384, P-521, Ed25519 and RSA of 2048 to 4096 bits are accepted",
     Reason.WEAK_SIGNATURE: "SHA-256, SHA-384 and SHA-512 are accepted",
-    Reason.WRONG_USAGE: "`coapgate pki issue` shows how one for a device looks",
+    Reason.WRONG_USAGE: "`coapgate anchor show` says what is accepted, and a certificate that "
+    "`coapgate pki issue` made how one for a device looks",
     Reason.PATH_LENGTH: "an authority on the way may not have so many below it",
     Reason.TENANT_MISMATCH: "`coapgate anchor show` lists the tenants that an anchor serves",
     Reason.MALFORMED: "`coapgate anchor show` says which values name a device",
