@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coapgate.cli import output
-from coapgate.cli.anchors import read_pem
+from coapgate.cli.anchor_rules import read_pem
 from coapgate.cli.options import AsJson, ConfigFile, open_registry, parse_anchor_name
 from coapgate.errors import CertificateError, Misused
 from coapgate.registry.base import RevokedCertificate
