@@ -341,7 +341,7 @@ async def test_a_registry_without_its_key_file_is_unavailable_to_devices_of_a_ba
         administration.add_batch(Batch(0, "line-1", DEFAULT, "acme-", "", 3), KEY_2)
     with open_sqlite(tmp_path) as gateway:
         (tmp_path / "registry.key").rename(tmp_path / "lost.key")
-        gateway._vault = Vault(tmp_path / "registry.key", bytes(16))
+        gateway._snapshot._vault = Vault(tmp_path / "registry.key", bytes(16))
 
         with pytest.raises(RegistryUnavailable, match="key file"):
             await gateway.find_psk(b"acme-1")
@@ -392,7 +392,7 @@ async def test_a_known_identity_costs_one_statement_and_a_stranger_no_more(
     sqlite.add_psk(DEFAULT, SENSOR_1, b"sensor-1", KEY_1, create_device=True)
     (derived,) = await sqlite.find_psk(b"acme-1")
     await sqlite.register_derived(derived)
-    sqlite._refresh_interval = 60.0
+    sqlite._snapshot._refresh_interval = 60.0
     sqlite.max_keys_per_identity()
     statements: list[str] = []
     sqlite._reader.set_trace_callback(statements.append)

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from coapgate.errors import Misused
-from coapgate.model import MAX_IDENTITY_LENGTH, Batch, DeviceId, is_name
+from coapgate.model import MAX_IDENTITY_LENGTH, Batch, DeviceId, PskCredential, is_name
 
 DEVICE_FIELD = "{device}"
 
@@ -60,6 +60,19 @@ class Derived(NamedTuple):
     batch: Batch
     device: DeviceId
     secret: bytes
+
+    def credential(self, identity: bytes) -> PskCredential:
+        """As a key that no registry has a row of."""
+        return PskCredential(
+            0,
+            self.batch.tenant,
+            self.device,
+            identity,
+            self.secret,
+            not_before=self.batch.not_before,
+            not_after=self.batch.not_after,
+            batch=self.batch.number,
+        )
 
 
 class BatchBook:

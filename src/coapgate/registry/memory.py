@@ -567,20 +567,7 @@ class MemoryRegistry:
     def _derived(self, identity: bytes) -> tuple[PskCredential, ...]:
         book = BatchBook(held for held in self._batches.values() if held[0].state == "active")
         found = book.find(identity)
-        if found is None:
-            return ()
-        batch, device, secret = found
-        credential = PskCredential(
-            0,
-            batch.tenant,
-            device,
-            identity,
-            secret,
-            not_before=batch.not_before,
-            not_after=batch.not_after,
-            batch=batch.number,
-        )
-        return (credential,)
+        return () if found is None else (found.credential(identity),)
 
     def _retire(self, record: _Record, before: int, retiring_until: float) -> None:
         for key in record.psks:

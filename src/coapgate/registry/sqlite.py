@@ -8,7 +8,6 @@ wait for another process's transaction.
 from __future__ import annotations
 
 import asyncio
-import math
 import sqlite3
 import threading
 import time
@@ -52,7 +51,8 @@ from coapgate.registry.base import (
     PskEntry,
     RevokedCertificate,
 )
-from coapgate.registry.batches import BatchBook, derive_key
+from coapgate.registry.batches import derive_key
+from coapgate.registry.snapshot import Snapshot
 from coapgate.registry.vault import Vault
 
 WRITE_TIMEOUT = 2.0
@@ -68,9 +68,8 @@ _T = TypeVar("_T")
 class SqliteRegistry:
     """`Registry` and `Administration` in a file.
 
-    Mutable: what was read of anchors, batches, revoked certificates and the number of keys, until
-    `PRAGMA data_version` says that another connection has written; and the uses of certificates
-    that wait to be written.
+    Mutable: what it has in memory (`snapshot`), and the uses of certificates that wait to be
+    written.
     """
 
     def __init__(
@@ -92,18 +91,7 @@ class SqliteRegistry:
         self._cursor = reader.cursor()
         self._vault = vault
         self._wall = wall
-        self._refresh_interval = refresh_interval
-        self._clock = clock
-        self._refreshed_at = -math.inf
-        self._seen_version = -1
-        self._anchors: tuple[TrustAnchor, ...] = ()
-        self._max_keys = 1
-        self._batch_rows: list[batch_rows.Row] = []
-        self._book: BatchBook | None = BatchBook()  # None: not read since the rows changed
-        self._revoked: tuple[RevokedCertificate, ...] = ()
-        self._revoked_version = (0, 0)
-        self._changes_version = -1
-        self._newest_change = 0
+        self._snapshot = Snapshot(path, reader, vault, refresh_interval, clock)
         self._uses: dict[tuple[bytes, str], float] = {}
 
     @classmethod
@@ -175,7 +163,8 @@ class SqliteRegistry:
             raise schema.unavailable(error, self._path) from error
         try:
             if not rows:
-                return self._derived(identity)
+                derived = self._snapshot.derive(identity)
+                return () if derived is None else (derived.credential(identity),)
             return tuple([self._credential(identity, *row) for row in rows])
         except RegistryError as error:  # the key file, or a row that was tampered with
             raise RegistryUnavailable(str(error), error.hint) from error
@@ -220,18 +209,13 @@ class SqliteRegistry:
         return await self._in_thread(self._provision, anchor, device, value, tenant)
 
     async def anchors(self) -> tuple[TrustAnchor, ...]:
-        self._refresh()
-        return self._anchors
+        return self._snapshot.anchors()
 
     def max_keys_per_identity(self) -> int:
-        if self._clock() - self._refreshed_at >= self._refresh_interval:
-            self._refresh()
-        return self._max_keys
+        return self._snapshot.max_keys()
 
     async def revoked_certificates(self) -> tuple[RevokedCertificate, ...]:
-        if self._seen_version < 0:
-            self._refresh()
-        return self._revoked
+        return self._snapshot.revoked()
 
     def note_use(self, key_id: bytes, value: str) -> None:
         if len(self._uses) < MAX_USES:
@@ -246,10 +230,10 @@ class SqliteRegistry:
             raise
 
     def newest_change(self) -> int:
-        return self._look_at_changes(None)[1]
+        return self._snapshot.newest_change()
 
     def changes(self, after: int) -> tuple[Change, ...] | None:
-        return self._look_at_changes(after)[0]
+        return self._snapshot.changes(after)
 
     # What an association store asks, once at the start of a gateway.
 
@@ -492,29 +476,6 @@ class SqliteRegistry:
             batch,
         )
 
-    def _derived(self, identity: bytes) -> tuple[PskCredential, ...]:
-        """What an identity has that has no key of its own: at most one, and no statement for it."""
-        if self._clock() - self._refreshed_at >= self._refresh_interval:
-            self._refresh()
-        if self._book is None:
-            self._book = BatchBook(batch_rows.load(self._vault, row) for row in self._batch_rows)
-        found = self._book.find(identity)
-        if found is None:
-            return ()
-        batch, device, secret = found
-        return (
-            PskCredential(
-                0,
-                batch.tenant,
-                device,
-                identity,
-                secret,
-                not_before=batch.not_before,
-                not_after=batch.not_after,
-                batch=batch.number,
-            ),
-        )
-
     async def _in_thread(self, call: Callable[..., _T], *arguments: object) -> _T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, call, *arguments)
@@ -536,45 +497,6 @@ class SqliteRegistry:
     def _write_uses(self, uses: dict[tuple[bytes, str], float]) -> int:
         with self._writing() as connection:
             return writing.write_uses(connection, uses, USE_INTERVAL)
-
-    def _look_at_changes(self, after: int | None) -> tuple[tuple[Change, ...] | None, int]:
-        """The changes after a number, and the newest number; cheap while nobody has written."""
-        try:
-            (version,) = self._cursor.execute("PRAGMA data_version").fetchone()
-            if version != self._changes_version:
-                self._newest_change = changes.newest(self._reader)
-                self._changes_version = version
-            if after in (None, self._newest_change):
-                return (), self._newest_change
-            assert after is not None
-            return changes.after(self._reader, after), self._newest_change
-        except sqlite3.Error as error:
-            raise schema.unavailable(error, self._path) from error
-
-    def _refresh(self) -> None:
-        """Read the anchors and the number of keys again if another connection has written."""
-        now = self._clock()
-        try:
-            (version,) = self._cursor.execute("PRAGMA data_version").fetchone()
-            self._refreshed_at = now
-            if version == self._seen_version:
-                return
-            anchors = reading.anchors(self._reader)
-            self._max_keys = reading.max_keys_per_identity(self._reader)
-            rows = batch_rows.active(self._reader)
-            if rows != self._batch_rows:
-                self._batch_rows, self._book = rows, None
-            revoked_version = changes.revoked_version(self._reader)
-            if revoked_version != self._revoked_version:
-                self._revoked = changes.revoked(self._reader)
-                self._revoked_version = revoked_version
-        except sqlite3.Error as error:
-            raise schema.unavailable(error, self._path) from error
-        believed = tuple(anchor for anchor in anchors if anchor.state == AnchorState.ACTIVE)
-        if believed != self._anchors:
-            self._anchors = believed
-        # The version from before the reading: what was written meanwhile shows next time.
-        self._seen_version = version
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
