@@ -9,8 +9,10 @@ everything else by walking over all associations, a bounded piece at a time.
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable
+from itertools import accumulate
 from typing import Protocol
 
 from coapgate.dtls.association import Association
@@ -31,7 +33,7 @@ SWEEP_INTERVAL = 2.0
 COUNT_INTERVAL = 60.0
 """Seconds at most between two walks: they count what ends soon."""
 HORIZONS = {"1d": 86_400.0, "7d": 7 * 86_400.0, "30d": 30 * 86_400.0}
-"""Seconds ahead for which it is counted how many credentials in use end."""
+"""Seconds ahead, in order, for which it is counted how many credentials in use end."""
 MAX_RECENT = 10_000
 """Changes remembered for those whose handshake began before them."""
 
@@ -66,14 +68,15 @@ class LiveAssociations:
 class _Walk:
     """One way over all associations: which it concerns, how far it is, what it has found."""
 
-    __slots__ = ("associations", "concerned", "earliest", "expiring", "position")
+    __slots__ = ("associations", "concerned", "earliest", "ending", "position")
 
     def __init__(self, associations: list[Association], concerned: set[Hashable]) -> None:
         self.associations = associations
         self.concerned = concerned
         self.position = 0
         self.earliest = math.inf
-        self.expiring: Counter[str] = Counter(dict.fromkeys(HORIZONS, 0))
+        self.ending = [0] * (len(HORIZONS) + 1)
+        """By the first of HORIZONS that their end is within; the last: within none."""
 
 
 class Reviews:
@@ -209,7 +212,8 @@ class Reviews:
     async def _go_on(self, walk: _Walk, left: int, wall: float) -> None:
         associations, concerned, skew = walk.associations, walk.concerned, self._clock_skew
         is_everybody = _EVERYTHING in concerned
-        horizon = wall + max(HORIZONS.values())
+        edges = [wall + ahead for ahead in HORIZONS.values()]
+        ending = walk.ending
         position = walk.position
         # Not a call for each: there are 200,000 of them.
         while left > 0 and position < len(associations):
@@ -228,17 +232,16 @@ class Reviews:
                 await self._judge(association, wall)
                 left -= REVIEW_COST if _is_open(association) else REVIEW_COST + END_COST
                 end = self._end_of(association.identity)
-            if end < walk.earliest and _is_open(association):
+            if not association.is_open:
+                continue
+            if end < walk.earliest:
                 walk.earliest = end
-            if end <= horizon and _is_open(association):
-                walk.expiring.update(
-                    name for name, ahead in HORIZONS.items() if end <= wall + ahead
-                )
+            ending[bisect_left(edges, end)] += 1
         walk.position = position
         if position == len(associations):
             self._walk = None
             self._earliest_end = min(self._earliest_end, walk.earliest)
-            self.expiring = dict(walk.expiring)
+            self.expiring = dict(zip(HORIZONS, accumulate(ending), strict=False))
 
     async def _judge(self, association: Association, wall: float) -> None:
         """Judge one again, and end it if need be; or later, if nobody can say now."""
