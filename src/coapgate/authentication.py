@@ -133,11 +133,12 @@ class Authentication:
         name is there, or its identity has a key of its own), limit (its batch is full),
         unavailable, or one of the above.
         """
-        reason = self._fault(credential, wall)
+        reason, end = self._fault(credential, wall)
         is_new = False
         if credential.number == 0 and reason is None:
             credential, is_new = await self._register(credential)
-            reason = self._fault(credential, wall)  # parallel first contacts: it may be old by now
+            # Parallel first contacts: it may be an old one by now.
+            reason, end = self._fault(credential, wall)
         name = f"psk-{credential.number}"
         if reason is not None:
             proven = (credential.tenant, credential.device, name) if credential.number else None
@@ -149,7 +150,7 @@ class Authentication:
             credential.device,
             Method.PSK,
             name,
-            not_after=self._end(credential),
+            not_after=end,
         )
         if is_new and self.witness is not None:
             self.witness.provisioned_by(identity, "batch")
@@ -184,25 +185,22 @@ class Authentication:
             refused.claimed = derived.identity
             raise refused from error
 
-    def _end(self, credential: PskCredential) -> float | None:
-        """Until when a key is good, but for the clock skew, as it is kept in an Identity."""
-        ends = [] if credential.not_after is None else [credential.not_after]
+    def _fault(self, credential: PskCredential, wall: float) -> tuple[Reason | None, float | None]:
+        """Why a key is not good, and until when it is but for the clock skew (as in Identity)."""
+        end = credential.not_after
         if credential.state == PskState.RETIRING and credential.retiring_until is not None:
             # Nobody's clock but that of a gateway has set this: skew does not put it off.
-            ends.append(credential.retiring_until - self._clock_skew)
-        return min(ends, default=None)
-
-    def _fault(self, credential: PskCredential, wall: float) -> Reason | None:
+            grace_end = credential.retiring_until - self._clock_skew
+            end = grace_end if end is None else min(end, grace_end)
         if not credential.device_enabled:
-            return Reason.DISABLED
+            return Reason.DISABLED, end
         if credential.state not in _GOOD_STATES:
-            return Reason.REVOKED
+            return Reason.REVOKED, end
         if credential.not_before is not None and wall < credential.not_before - self._clock_skew:
-            return Reason.NOT_YET_VALID
-        end = self._end(credential)
+            return Reason.NOT_YET_VALID, end
         if end is not None and wall > end + self._clock_skew:
-            return Reason.EXPIRED
-        return None
+            return Reason.EXPIRED, end
+        return None, end
 
     async def judge_chain(self, chain: tuple[bytes, ...], wall: float) -> Identity:
         """As `Certification.judge`, and whoever wants to know is told of a new device."""
@@ -244,7 +242,7 @@ class Authentication:
         found = await self._registry.find_psk_number(int(match[1])) if match else None
         if found is None or (found.tenant, found.device) != (identity.tenant, identity.device):
             return identity, Reason.CREDENTIAL_MISMATCH
-        end = self._end(found)
+        reason, end = self._fault(found, wall)
         if end != identity.not_after:
             identity = replace(identity, not_after=end)
-        return identity, self._fault(found, wall)
+        return identity, reason

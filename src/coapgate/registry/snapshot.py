@@ -63,7 +63,8 @@ class Snapshot:
 
     def max_keys(self) -> int:
         """Of an identity, `refresh_interval` seconds ago at most."""
-        self._refresh_if_due()
+        if self._clock() - self._refreshed_at >= self._refresh_interval:
+            self._refresh()
         return self._max_keys
 
     def derive(self, identity: bytes) -> Derived | None:
@@ -71,7 +72,8 @@ class Snapshot:
 
         Raises RegistryError if the key of a batch cannot be decrypted.
         """
-        self._refresh_if_due()
+        if self._clock() - self._refreshed_at >= self._refresh_interval:
+            self._refresh()
         if self._book is None:
             self._book = BatchBook(batch_rows.load(self._vault, row) for row in self._batch_rows)
         return self._book.find(identity)
@@ -95,10 +97,6 @@ class Snapshot:
             return changes.after(self._reader, after)
         except sqlite3.Error as error:
             raise schema.unavailable(error, self._path) from error
-
-    def _refresh_if_due(self) -> None:
-        if self._clock() - self._refreshed_at >= self._refresh_interval:
-            self._refresh()
 
     def _refresh(self) -> None:
         """Read again if another connection has written."""
