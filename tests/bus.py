@@ -38,14 +38,24 @@ class Bus:
     def __init__(self, root: str) -> None:
         self.root = root
         self.published: list[Publication] = []
-        """All that has come so far."""
+        """All that devices have sent so far."""
+        self.events: list[Publication] = []
+        """All that was said about them so far."""
         self._unseen: asyncio.Queue[Publication] = asyncio.Queue()
+        self._unseen_events: asyncio.Queue[Publication] = asyncio.Queue()
 
     async def next(self) -> Publication:
-        """The next message nobody has looked at yet; a test that waits in vain fails."""
+        """The next message of a device nobody has looked at yet; in vain it fails."""
+        return await self._next(self._unseen)
+
+    async def next_event(self) -> Publication:
+        """The next event about a device nobody has looked at yet; in vain it fails."""
+        return await self._next(self._unseen_events)
+
+    async def _next(self, queue: asyncio.Queue[Publication]) -> Publication:
         try:
             async with asyncio.timeout(DEADLINE):
-                return await self._unseen.get()
+                return await queue.get()
         except TimeoutError:
             raise AssertionError(f"nothing arrived below {self.root}") from None
 
@@ -64,8 +74,12 @@ class Bus:
             getattr(properties, "ContentType", None),
             tuple(getattr(properties, "UserProperty", ())),
         )
-        self.published.append(publication)
-        self._unseen.put_nowait(publication)
+        if "/event/" in publication.topic.removeprefix(self.root):
+            self.events.append(publication)
+            self._unseen_events.put_nowait(publication)
+        else:
+            self.published.append(publication)
+            self._unseen.put_nowait(publication)
 
 
 @asynccontextmanager

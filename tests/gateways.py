@@ -96,8 +96,9 @@ class Installation:
         tenant: str = DEFAULT_TENANT,
         source: DeviceIdSource = DeviceIdSource.CN,
         auto_provision: bool = True,
+        **rules: Any,
     ) -> None:
-        """Believe an authority, by default the factory's."""
+        """Believe an authority, by default the factory's; `rules` are fields of `TrustAnchor`."""
         anchor = parse_anchor(
             (ca or self.ca).certificate_pem,
             name=name,
@@ -106,7 +107,7 @@ class Installation:
             auto_provision=auto_provision,
             wall=time.time(),
         )
-        self.registry.add_anchor(anchor)
+        self.registry.add_anchor(replace(anchor, **rules))
 
     def certificate(self, issued: IssuedCertificate) -> ClientCertificate:
         """What a device with that certificate connects with: it believes this factory only."""

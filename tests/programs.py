@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from tests.waiting import DEADLINE
 
@@ -35,6 +36,10 @@ class Program:
     def interrupt(self) -> None:
         """Send SIGINT, as Ctrl-C does."""
         self._process.send_signal(signal.SIGINT)
+
+    def hang_up(self) -> None:
+        """Send SIGHUP."""
+        self._process.send_signal(signal.SIGHUP)
 
     def write(self, octets: bytes) -> None:
         """Hand octets to its standard input."""
@@ -95,7 +100,10 @@ async def started(*command: str, env: dict[str, str] | None = None) -> AsyncIter
         yield program
     finally:
         if process.returncode is None:
-            process.kill()
+            # Not `process.kill`: that looks first whether it has ended, and takes its status away
+            # from asyncio's watcher, which then warns.
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
         await collecting
         assert process.stdin is not None
         process.stdin.close()

@@ -583,10 +583,10 @@ def test_a_file_of_another_version_is_set_aside(
 ) -> None:
     place.fill()
     content = bytearray(place.path.read_bytes())
-    content[8:12] = (2).to_bytes(4, sys.byteorder)
+    content[8:12] = (1).to_bytes(4, sys.byteorder)
     place.rewrite(bytes(content))
 
-    assert untrusted(place, bytes(content), caplog) == "has format version 2, not 1"
+    assert untrusted(place, bytes(content), caplog) == "has format version 1, not 2"
 
 
 @pytest.mark.expects_warnings(SET_ASIDE)

@@ -28,6 +28,7 @@ from coapgate.model import (
     TrustAnchor,
 )
 from coapgate.pki.anchors import parse_anchor
+from coapgate.pki.chains import verify_chain
 from coapgate.pki.factory import DEVICE, FactoryCa
 from coapgate.registry.memory import MemoryRegistry
 from coapgate.registry.sqlite import SqliteRegistry
@@ -176,6 +177,8 @@ async def test_a_trusted_certificate_proves_its_device(registry: Books, root: Fa
         f"sha256:{fingerprint.hex()[:16]}",
         anchor_of(root).key_id,
         WALL + 3600,
+        "sensor-7",
+        verify_chain(chain, (anchor_of(root),), WALL).path,
     )
 
 
@@ -603,19 +606,15 @@ class AwayRegistry(MemoryRegistry):
         self._check()
         return await super().find_psk_number(number)
 
-    async def find_anchored_device(
-        self, key_id: bytes, tenant: Tenant, device: DeviceId
-    ) -> Device | None:
-        self._check()
-        return await super().find_anchored_device(key_id, tenant, device)
-
     async def find_certificate_device(self, key_id: bytes, value: str) -> Device | None:
         self._check()
         return await super().find_certificate_device(key_id, value)
 
-    async def provision(self, anchor: TrustAnchor, device: DeviceId, value: str) -> Device:
+    async def provision(
+        self, anchor: TrustAnchor, device: DeviceId, value: str, tenant: Tenant | None = None
+    ) -> Device:
         self._check()
-        return await super().provision(anchor, device, value)
+        return await super().provision(anchor, device, value, tenant)
 
     async def anchors(self) -> tuple[TrustAnchor, ...]:
         self._check()

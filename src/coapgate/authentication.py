@@ -8,49 +8,70 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Protocol
 
-from coapgate.errors import AlreadyExists, CertificateError, Reason, Refused, RegistryError
-from coapgate.model import (
-    Device,
-    DeviceId,
-    Identity,
-    Method,
-    PskCredential,
-    Tenant,
-    TrustAnchor,
+from coapgate import certification
+from coapgate.certification import BUILT_AT, Certification, unavailable
+from coapgate.errors import (
+    AlreadyExists,
+    BatchFull,
+    NotFound,
+    Reason,
+    Refused,
+    RegistryError,
 )
-from coapgate.pki.chains import ChainVerifier, VerifiedChain, claimed_subject
+from coapgate.model import Identity, Method, PskCredential, PskState
+from coapgate.pki.revocation import RevocationList
 
-BUILT_AT = 1_788_220_800.0
-"""Unix seconds, 2026-09-01: shortly before this release. A clock that is behind it is wrong, and no
-certificate can be judged by it."""
+__all__ = ["BUILT_AT", "Authentication", "Registry", "Witness"]
+
+GRACE_TIME = 604_800.0
+"""Seconds, 7 days: how long a key is good after the device has used the one that follows it."""
+
+_GOOD_STATES = (PskState.ACTIVE, PskState.BACKUP, PskState.RETIRING)
+
+_FIRST_CONTACTS: dict[type[RegistryError], Reason] = {
+    AlreadyExists: Reason.CREDENTIAL_MISMATCH,
+    NotFound: Reason.REVOKED,
+    BatchFull: Reason.LIMIT,
+    RegistryError: Reason.UNAVAILABLE,
+}
+"""What a peer is told for whom no device came into being; the first that fits."""
 
 _PSK = re.compile(r"psk-([1-9][0-9]{0,17})")  # what SQLite can count to
 
 
-class Registry(Protocol):
+class Registry(certification.Registry, Protocol):
     """What authentication asks of a registry (`registry.base`).
 
-    Each method raises RegistryError if it cannot answer, `provision` AlreadyExists besides. Up to
-    its first wait it runs outside of any task (`decisions`).
+    Each method raises RegistryError if it cannot answer. Up to its first wait it runs outside of
+    any task (`decisions`).
     """
 
     async def find_psk(self, identity: bytes) -> tuple[PskCredential, ...]: ...
 
     async def find_psk_number(self, number: int) -> PskCredential | None: ...
 
-    async def find_anchored_device(
-        self, key_id: bytes, tenant: Tenant, device: DeviceId
-    ) -> Device | None: ...
+    async def promote(self, number: int, grace_time: float) -> bool: ...
 
-    async def find_certificate_device(self, key_id: bytes, value: str) -> Device | None: ...
-
-    async def provision(self, anchor: TrustAnchor, device: DeviceId, value: str) -> Device: ...
-
-    async def anchors(self) -> tuple[TrustAnchor, ...]: ...
+    async def register_derived(self, credential: PskCredential) -> tuple[PskCredential, bool]: ...
 
     def max_keys_per_identity(self) -> int: ...
+
+
+class Witness(Protocol):
+    """Is told what authentication has done to the registry, besides its answer."""
+
+    def promoted(self, identity: Identity) -> None:
+        """The device used its backup key, which is active from now on."""
+
+    def provisioned_by(self, identity: Identity, by: str) -> None:
+        """The device came into being, `by` an `anchor` or a `batch`."""
+
+    def not_promoted(self, identity: Identity, error: RegistryError) -> None:
+        """As `promoted`, but it could not be written: the device is let in all the same."""
 
 
 class Authentication:
@@ -61,12 +82,25 @@ class Authentication:
     the anchors as they were last seen, and the last answer of `max_keys_per_identity`.
     """
 
-    def __init__(self, registry: Registry, *, clock_skew: float = 0.0) -> None:
+    def __init__(
+        self, registry: Registry, *, clock_skew: float = 0.0, grace_time: float = GRACE_TIME
+    ) -> None:
         self._registry = registry
         self._clock_skew = clock_skew
-        self._anchors: tuple[TrustAnchor, ...] = ()
-        self._verifier = ChainVerifier(())
+        self._grace_time = grace_time
+        self._certification = Certification(registry)
         self._max_candidates = 1
+        self.witness: Witness | None = None
+        """Who is told of what is not in an answer."""
+
+    @property
+    def clock_skew(self) -> float:
+        """Seconds that a key is good before and after its validity."""
+        return self._clock_skew
+
+    def use_lists(self, key_id: bytes, lists: tuple[RevocationList, ...]) -> None:
+        """Below this anchor these revocation lists are in force from now on."""
+        self._certification.use_lists(key_id, lists)
 
     async def find_keys(self, identity: bytes) -> tuple[PskCredential, ...]:
         """The keys an identity may be proven with, in an order that does not change.
@@ -78,7 +112,7 @@ class Authentication:
         try:
             credentials = await self._registry.find_psk(identity)
         except RegistryError as error:
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
         return tuple(sorted(credentials, key=lambda credential: credential.number))
 
     def max_candidates(self) -> int:
@@ -91,75 +125,99 @@ class Authentication:
     async def judge_psk(self, credential: PskCredential, wall: float) -> Identity:
         """Which device a key proves that its Finished was verified with; `wall` is Unix seconds.
 
-        Raises Refused (disabled, revoked, not_yet_valid, expired), which says that device too.
+        The device of a derived key is there from its first contact on. Once it is let in, `promote`
+        is due.
+
+        Raises Refused (disabled, revoked, not_yet_valid, expired), which says that device too. For
+        a first contact it says none, since there is none yet: credential_mismatch (a device of that
+        name is there, or its identity has a key of its own), limit (its batch is full),
+        unavailable, or one of the above.
         """
+        reason, end = self._fault(credential, wall)
+        is_new = False
+        if credential.number == 0 and reason is None:
+            credential, is_new = await self._register(credential)
+            # Parallel first contacts: it may be an old one by now.
+            reason, end = self._fault(credential, wall)
         name = f"psk-{credential.number}"
-        reason = self._fault(credential, wall)
         if reason is not None:
-            raise Refused(reason, proven=(credential.tenant, credential.device, name))
-        return Identity(
+            proven = (credential.tenant, credential.device, name) if credential.number else None
+            refused = Refused(reason, proven=proven)
+            refused.claimed = credential.identity
+            raise refused
+        identity = Identity(
             credential.tenant,
             credential.device,
             Method.PSK,
             name,
-            not_after=credential.not_after,
+            not_after=end,
         )
+        if is_new and self.witness is not None:
+            self.witness.provisioned_by(identity, "batch")
+        return identity
 
-    def _fault(self, credential: PskCredential, wall: float) -> Reason | None:
+    async def promote(self, credential: PskCredential, identity: Identity) -> None:
+        """What the use of a key that was judged good means for the device's other keys.
+
+        If it was its backup, that is its active key from now on, and those before it are good for
+        `grace_time` seconds more. What cannot be written keeps no device out: the next handshake
+        tries again.
+        """
+        if credential.state != PskState.BACKUP:
+            return
+        try:
+            is_first = await self._registry.promote(credential.number, self._grace_time)
+        except RegistryError as error:
+            if self.witness is not None:
+                self.witness.not_promoted(identity, error)
+            return
+        if is_first and self.witness is not None:
+            self.witness.promoted(identity)
+
+    async def _register(self, derived: PskCredential) -> tuple[PskCredential, bool]:
+        """The device of a derived key comes into being, if it may. Raises Refused."""
+        try:
+            return await self._registry.register_derived(derived)
+        except RegistryError as error:
+            kinds = (kind for kind in _FIRST_CONTACTS if isinstance(error, kind))
+            reason = _FIRST_CONTACTS[next(kinds, RegistryError)]
+            refused = Refused(reason, str(error))
+            refused.claimed = derived.identity
+            raise refused from error
+
+    def _fault(self, credential: PskCredential, wall: float) -> tuple[Reason | None, float | None]:
+        """Why a key is not good, and until when it is but for the clock skew (as in Identity)."""
+        end = credential.not_after
+        if credential.state == PskState.RETIRING and credential.retiring_until is not None:
+            # Nobody's clock but that of a gateway has set this: skew does not put it off.
+            grace_end = credential.retiring_until - self._clock_skew
+            end = grace_end if end is None else min(end, grace_end)
         if not credential.device_enabled:
-            return Reason.DISABLED
-        if credential.state != "active":
-            return Reason.REVOKED
+            return Reason.DISABLED, end
+        if credential.state not in _GOOD_STATES:
+            return Reason.REVOKED, end
         if credential.not_before is not None and wall < credential.not_before - self._clock_skew:
-            return Reason.NOT_YET_VALID
-        if credential.not_after is not None and wall > credential.not_after + self._clock_skew:
-            return Reason.EXPIRED
-        return None
+            return Reason.NOT_YET_VALID, end
+        if end is not None and wall > end + self._clock_skew:
+            return Reason.EXPIRED, end
+        return None, end
 
     async def judge_chain(self, chain: tuple[bytes, ...], wall: float) -> Identity:
-        """Which device a chain proves (DER, leaf first) whose leaf's key signed the handshake.
+        """As `Certification.judge`, and whoever wants to know is told of a new device."""
+        identity, is_new = await self._certification.judge(chain, wall)
+        if is_new and self.witness is not None:
+            self.witness.provisioned_by(identity, "anchor")
+        return identity
 
-        A chain that verifies and speaks for no device is refused as `credential_mismatch`, whether
-        the device exists without it or not at all: `coapgate device trust` mends both. If its
-        anchor provisions, a device that does not exist is created.
+    async def note_uses(self, identities: Iterable[Identity]) -> None:
+        """Sessions that were opened by these certificates go on. Raises RegistryError."""
+        await self._certification.note_uses(identities)
 
-        Raises Refused with any reason of `pki.chains`, and credential_mismatch, tenant_mismatch,
-        unavailable; and disabled, which says the device too: that it is this one is proven. Where
-        none is proven it says what the leaf claims.
-        """
-        try:
-            return await self._judge_chain(chain, wall)
-        except Refused as refused:
-            if chain and refused.proven is None:
-                refused.claimed = claimed_subject(chain[0])
-            raise
-
-    async def _judge_chain(self, chain: tuple[bytes, ...], wall: float) -> Identity:
-        if wall < BUILT_AT:
-            raise Refused(Reason.UNAVAILABLE, "the clock is before the day this was built")
-        try:
-            verified = (await self._current_verifier()).verify(chain, wall)
-            device = await self._find_device(verified)
-        except RegistryError as error:
-            raise _unavailable(error) from error
-        if device.tenant != verified.anchor.tenant:
-            raise Refused(Reason.TENANT_MISMATCH, f"the anchor serves {verified.anchor.tenant}")
-        credential = f"sha256:{verified.fingerprint.hex()[:16]}"
-        if not device.enabled:
-            raise Refused(Reason.DISABLED, proven=(device.tenant, device.device, credential))
-        return Identity(
-            device.tenant,
-            device.device,
-            Method.X509,
-            credential,
-            verified.anchor.key_id,
-            verified.not_after,
-        )
-
-    async def review(self, identity: Identity, wall: float) -> None:
+    async def review(self, identity: Identity, wall: float) -> Identity:
         """Whether what let a device in would still do so; `wall` is Unix seconds.
 
-        For associations that outlive the process: a key is judged as it is now. Of a certificate
+        The answer is that identity, with the end that its key has now. For associations that
+        outlive a change or the process: a key is judged as it is now. Of a certificate
         nothing is left but what it led to: its anchor must be believed, serve the tenant and speak
         for the device still, and no certificate of its path may have ended. By a clock that is
         behind BUILT_AT none can be judged, and none goes on: keys do.
@@ -170,71 +228,21 @@ class Authentication:
         """
         try:
             if identity.method is Method.PSK:
-                reason = await self._review_psk(identity, wall)
+                identity, reason = await self._review_psk(identity, wall)
             else:
-                reason = await self._review_certificate(identity, wall)
+                reason = await self._certification.review(identity, wall)
         except RegistryError as error:
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
         if reason is not None:
             raise Refused(reason, proven=(identity.tenant, identity.device, identity.credential))
+        return identity
 
-    async def _review_psk(self, identity: Identity, wall: float) -> Reason | None:
+    async def _review_psk(self, identity: Identity, wall: float) -> tuple[Identity, Reason | None]:
         match = _PSK.fullmatch(identity.credential)
         found = await self._registry.find_psk_number(int(match[1])) if match else None
         if found is None or (found.tenant, found.device) != (identity.tenant, identity.device):
-            return Reason.CREDENTIAL_MISMATCH
-        return self._fault(found, wall)
-
-    async def _review_certificate(self, identity: Identity, wall: float) -> Reason | None:
-        if wall < BUILT_AT:
-            return Reason.NOT_YET_VALID
-        for anchor in await self._registry.anchors():
-            if anchor.key_id == identity.anchor:
-                break
-        else:
-            return Reason.UNTRUSTED
-        if anchor.tenant != identity.tenant:
-            return Reason.TENANT_MISMATCH
-        if identity.not_after is not None and wall > identity.not_after:
-            return Reason.EXPIRED
-        device = await self._registry.find_anchored_device(
-            anchor.key_id, identity.tenant, identity.device
-        )
-        if device is None:
-            return Reason.CREDENTIAL_MISMATCH
-        return None if device.enabled else Reason.DISABLED
-
-    async def _current_verifier(self) -> ChainVerifier:
-        """The verifier for the anchors of this moment; built anew only if they changed."""
-        anchors = await self._registry.anchors()
-        if anchors is not self._anchors and anchors != self._anchors:
-            try:
-                verifier = ChainVerifier(anchors)
-            except CertificateError as error:
-                raise _unavailable(error) from error
-            self._verifier = verifier
-        self._anchors = anchors
-        return self._verifier
-
-    async def _find_device(self, verified: VerifiedChain) -> Device:
-        """The device that a verified chain speaks for, created if need be. Raises Refused."""
-        anchor, value = verified.anchor, verified.value
-        found = await self._registry.find_certificate_device(anchor.key_id, value)
-        if found is not None:
-            return found
-        if not anchor.auto_provision:
-            raise Refused(
-                Reason.CREDENTIAL_MISMATCH,
-                f"no device trusts {value} of the anchor {anchor.name}, which provisions none",
-            )
-        try:
-            return await self._registry.provision(anchor, DeviceId(value), value)
-        except AlreadyExists as error:
-            raise Refused(
-                Reason.CREDENTIAL_MISMATCH,
-                f"the device {value} exists and does not trust the anchor {anchor.name}",
-            ) from error
-
-
-def _unavailable(error: Exception) -> Refused:
-    return Refused(Reason.UNAVAILABLE, str(error))
+            return identity, Reason.CREDENTIAL_MISMATCH
+        reason, end = self._fault(found, wall)
+        if end != identity.not_after:
+            identity = replace(identity, not_after=end)
+        return identity, reason

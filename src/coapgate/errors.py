@@ -9,6 +9,7 @@ CoapgateError                 message, hint: what happened, what to do next
 │   └── RegistryError         the registry refuses or cannot be reached
 │       ├── AlreadyExists
 │       ├── NotFound
+│       ├── BatchFull         it has as many devices as it may have
 │       ├── RegistryUnavailable
 │       ├── KeyFileError
 │       └── ImportRefused     a file of devices has bad lines; all of them at once
@@ -154,6 +155,10 @@ class AlreadyExists(RegistryError):
 
 class NotFound(RegistryError):
     """What was asked for is not there."""
+
+
+class BatchFull(RegistryError):
+    """A batch has as many devices as it may have: no other comes into being by it."""
 
 
 class RegistryUnavailable(RegistryError):

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry
 
@@ -32,18 +33,20 @@ from coapgate.dtls.negotiation import ServerCertificate
 from coapgate.dtls.server import ServerSettings
 from coapgate.dtls.store import AssociationStore
 from coapgate.errors import CoapgateError
+from coapgate.events import Events
 from coapgate.metering import sources
 from coapgate.metrics import Collector
-from coapgate.model import DeviceId, Tenant
 from coapgate.mqtt import topics
 from coapgate.mqtt.connection import Connection
 from coapgate.mqtt.settings import ConnectionSettings, check_files
 from coapgate.pki.certificates import leaf_public_key
+from coapgate.pki.server import ServerCertificate as OwnCertificate
 from coapgate.pki.server import load_server_certificate
 from coapgate.registry.sqlite import SqliteRegistry
 from coapgate.serving import Pump
 from coapgate.sessions import Sessions
 from coapgate.udp import Udp
+from coapgate.upkeep import Upkeep
 from coapgate.uplink import Uplinks
 
 WORKER = 0
@@ -71,6 +74,7 @@ class Gateway:
     http_address: Address
     pump: Pump
     connection: Connection
+    upkeep: Upkeep
     not_ready: Callable[[], list[str]]
     """Why devices cannot be served now; empty when they can."""
 
@@ -98,11 +102,16 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             _associations(settings, registry) as store,
         ):
             async with asyncio.TaskGroup() as tasks:
-                authentication = Authentication(registry, clock_skew=settings.dtls.clock_skew)
+                authentication = Authentication(
+                    registry,
+                    clock_skew=settings.dtls.clock_skew,
+                    grace_time=settings.psk.grace_time,
+                )
                 sessions = Sessions(settings.limits.associations_per_device)
                 pump = Pump(server_settings, authentication, sessions, tasks, store=store)
                 connection = Connection(connection_settings, pump.acknowledged)
-                async with _serving(settings, pump, connection, tasks) as gateway:
+                parts = _Parts(registry, authentication, pump, connection)
+                async with _serving(settings, parts, tasks) as gateway:
                     is_open = True
                     yield gateway
     except BaseExceptionGroup as group:
@@ -134,15 +143,25 @@ def _associations(
         yield store
 
 
+class _Parts(NamedTuple):
+    """What is built before anything is opened."""
+
+    registry: SqliteRegistry
+    authentication: Authentication
+    pump: Pump
+    connection: Connection
+
+
 @asynccontextmanager
 async def _serving(
-    settings: Settings, pump: Pump, connection: Connection, tasks: asyncio.TaskGroup
+    settings: Settings, parts: _Parts, tasks: asyncio.TaskGroup
 ) -> AsyncIterator[Gateway]:
     """Wire the parts together, open the ports, and only then go to the broker.
 
     In this order a second gateway, started by mistake, fails on its ports before it takes the
     first one's client id from it.
     """
+    registry, authentication, pump, connection = parts
     publications = connection.publications
     uplinks = Uplinks(connection, settings.mqtt.root, lambda: publications.maximum_packet_size)
     bridge = Bridge(build_site(time.time), pump.respond)
@@ -155,7 +174,16 @@ async def _serving(
         answered=pump.server.traffic.remember_answer,
     )
     udp = Udp(pump, settings.dtls.receive_buffer)
-    pump.connect(layer, uplinks, _event_publisher(connection, settings.mqtt.root), udp.flush_soon)
+    events = Events(connection, settings.mqtt.root, settings.mqtt.hold_messages)
+    pump.connect(layer, uplinks, events.publish, udp.flush_soon)
+    upkeep = Upkeep(
+        registry,
+        authentication,
+        pump,
+        udp.flush_soon,
+        lambda: _load_certificate(settings.dtls),
+        settings.base,
+    )
 
     def not_ready() -> list[str]:
         failure = None if connection.failure is None else connection.failure.message
@@ -168,22 +196,27 @@ async def _serving(
 
     collectors = CollectorRegistry()
     pauses = garbage.Pauses()
-    collectors.register(Collector(sources(pump, layer, uplinks, connection, udp, pauses)))
+    collectors.register(
+        Collector(sources(pump, layer, uplinks, connection, udp, pauses, upkeep, events))
+    )
     application = http.create_app(collectors, not_ready)
     async with (
         bridge,
         http.serving(application, settings.http.bind, tasks) as http_address,
     ):
         udp.open(tuple((bind.host, bind.port) for bind in settings.dtls.bind))
+        await upkeep.begin()
         await pump.recover(udp.can_reach)
         to_broker = tasks.create_task(connection.run(), name="mqtt")
+        keeping_up = tasks.create_task(upkeep.run(), name="upkeep")
         try:
             addresses = tuple(Address(*address) for address in udp.addresses)
             with pauses:
-                yield Gateway(addresses, http_address, pump, connection, not_ready)
+                yield Gateway(addresses, http_address, pump, connection, upkeep, not_ready)
         finally:
             # Devices are still heard: what they repeat is answered, what is new gets 5.03.
             deadline = time.monotonic() + STOP_TIME
+            keeping_up.cancel()
             pump.stop()
             try:
                 await connection.drain(DRAIN_TIME)
@@ -208,22 +241,6 @@ def reasons_not_to_serve(
     return reasons
 
 
-def _event_publisher(
-    connection: Connection, root: str
-) -> Callable[[Tenant, DeviceId, str, bytes], None]:
-    def publish(tenant: Tenant, device: DeviceId, name: str, payload: bytes) -> None:
-        connection.publish(
-            topics.event_topic(root, tenant, device, name),
-            payload,
-            qos=1,
-            content_type="application/json",
-            user_properties=[],
-            ticket=None,
-        )
-
-    return publish
-
-
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises what `open_gateway` raises."""
     logs.configure(settings.log.level, settings.log.format)
@@ -241,9 +258,12 @@ async def _serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    # Not the end of a gateway that is about to read everything anyway.
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
     async with AsyncExitStack() as stack:
         with garbage.put_off():
             gateway = await stack.enter_async_context(open_gateway(settings))
+        loop.add_signal_handler(signal.SIGHUP, gateway.upkeep.certificate.reload)
         counters = gateway.pump.server.counters
         collecting = loop.create_task(
             garbage.set_apart_what_stays(lambda: counters.handshakes_completed), name="garbage"
@@ -282,11 +302,16 @@ def _warn_of_open_secrets(settings: Settings) -> None:
             log.warning("secret is readable by everybody", extra={"option": option, "hint": hint})
 
 
+def _load_certificate(dtls: DtlsSettings) -> OwnCertificate | None:
+    """What the gateway shows; None: PSK alone is served. Raises CertificateError."""
+    if dtls.certificate is None or dtls.private_key is None:
+        return None
+    return load_server_certificate(dtls.certificate, dtls.private_key)
+
+
 def _server_settings(dtls: DtlsSettings, node: int) -> ServerSettings:
-    certificate = None
-    if dtls.certificate is not None and dtls.private_key is not None:
-        loaded = load_server_certificate(dtls.certificate, dtls.private_key)
-        certificate = ServerCertificate(loaded.chain, loaded.key)
+    loaded = _load_certificate(dtls)
+    certificate = None if loaded is None else ServerCertificate(loaded.chain, loaded.key)
     handshake = HandshakeSettings(
         certificate=certificate,
         public_key=leaf_public_key,

@@ -8,12 +8,15 @@ from typing import Any
 
 from coapgate.coap.messages import MessageLayer
 from coapgate.dtls.counters import Drop
+from coapgate.events import Events
 from coapgate.garbage import Pauses
 from coapgate.metrics import Source
 from coapgate.model import Outcome
 from coapgate.mqtt.connection import Connection
+from coapgate.pki.server import not_after
 from coapgate.serving import Pump
 from coapgate.udp import Udp
+from coapgate.upkeep import Upkeep
 from coapgate.uplink import Uplinks
 
 
@@ -24,16 +27,22 @@ def sources(
     connection: Connection,
     udp: Udp,
     pauses: Pauses,
+    upkeep: Upkeep,
+    events: Events,
 ) -> dict[str, Source]:
     """One source for every family."""
     started_at = time.time()
     build = {version("coapgate"): 1}
     server, decisions = pump.server, pump.decisions
     records, counts, publications = server.counters, layer.counts, connection.publications
+    lists, own, reviews = upkeep.lists, upkeep.certificate, pump.reviews
+    milestones = pump.milestones
     return {
         "coapgate_build_info": lambda: build,
         "coapgate_start_time_seconds": lambda: started_at,
-        "coapgate_internal_errors_total": lambda: udp.failures + decisions.failures,
+        "coapgate_internal_errors_total": lambda: (
+            udp.failures + decisions.failures + upkeep.failures
+        ),
         "coapgate_garbage_collections_total": lambda: pauses.collections,
         "coapgate_garbage_collection_seconds_total": lambda: pauses.seconds,
         "coapgate_garbage_collection_longest_seconds": lambda: pauses.longest,
@@ -55,10 +64,28 @@ def sources(
         "coapgate_associations_closed_total": lambda: pump.detached,
         "coapgate_associations_recovered_total": lambda: pump.recovered,
         "coapgate_associations_unstored": lambda: server.association_count - pump.stored,
+        "coapgate_associations_reviewed_total": lambda: reviews.reviewed,
+        "coapgate_associations_expiring": lambda: reviews.expiring,
         "coapgate_address_moves_total": lambda: records.address_moves,
         "coapgate_paths_proven_total": lambda: counts.path_proofs,
         "coapgate_path_pings_total": lambda: counts.path_pings,
         "coapgate_devices": lambda: len(pump.sessions),
+        # Credentials
+        "coapgate_credentials_promoted_total": lambda: milestones.promotions,
+        "coapgate_promotions_failed_total": lambda: milestones.failed_promotions,
+        "coapgate_devices_provisioned_total": lambda: milestones.provisioned,
+        "coapgate_registry_followed": lambda: int(upkeep.following.is_current),
+        "coapgate_reloads_total": lambda: {
+            "done": own.reloads - own.failures,
+            "failed": own.failures,
+        },
+        "coapgate_server_certificate_end_time_seconds": lambda: _end_of(server.certificate_chain),
+        "coapgate_anchor_end_time_seconds": lambda: {
+            anchor.name: _end_of((anchor.certificate,)) for anchor in lists.anchors
+        },
+        "coapgate_revocation_list_end_time_seconds": lists.next_updates,
+        "coapgate_revocation_lists_stale": lists.count_stale,
+        "coapgate_revocation_list_failures_total": lambda: lists.failures,
         # CoAP
         "coapgate_responses_total": lambda: {
             f"{code >> 5}.{code & 31:02}": count for code, count in counts.responses.items()
@@ -88,10 +115,16 @@ def sources(
         "coapgate_publications_repeated_total": lambda: publications.repeated,
         "coapgate_publications_in_flight": lambda: publications.in_flight,
         "coapgate_publications_held": lambda: publications.held,
+        "coapgate_events_dropped_total": lambda: events.dropped,
         "coapgate_mqtt_connected": lambda: int(connection.connected),
         "coapgate_mqtt_reconnects_total": lambda: max(0, connection.connects - 1),
         "coapgate_mqtt_failures_total": lambda: connection.failures,
     }
+
+
+def _end_of(chain: tuple[bytes, ...]) -> float:
+    """When the first certificate (DER) of a chain ends, in Unix seconds; 0: there is none."""
+    return min((not_after(each) for each in chain), default=0.0)
 
 
 def _outcome(outcome: int) -> str:

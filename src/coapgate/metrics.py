@@ -35,6 +35,17 @@ class Family:
     values: tuple[str, ...] = ()
 
 
+ENDS = (
+    Reason.REVOKED,
+    Reason.DISABLED,
+    Reason.EXPIRED,
+    Reason.NOT_YET_VALID,
+    Reason.UNTRUSTED,
+    Reason.TENANT_MISMATCH,
+    Reason.CREDENTIAL_MISMATCH,
+)
+"""Why an association ends whose device would not be let in now."""
+
 FAMILIES = (
     Family(
         "coapgate_build_info",
@@ -155,7 +166,20 @@ FAMILIES = (
             "shutdown",
             "refused",
             "unreachable",
+            *ENDS,
         ),
+    ),
+    Family(
+        "coapgate_associations_reviewed_total",
+        Kind.COUNTER,
+        "Associations that were judged again, because something had changed or ended.",
+    ),
+    Family(
+        "coapgate_associations_expiring",
+        Kind.GAUGE,
+        "Associations whose credential ends within 1, 7 and 30 days, as of the last minute.",
+        "within",
+        ("1d", "7d", "30d"),
     ),
     Family(
         "coapgate_associations_recovered_total",
@@ -188,6 +212,63 @@ FAMILIES = (
         "coapgate_devices",
         Kind.GAUGE,
         "Devices that have an association.",
+    ),
+    # Credentials
+    Family(
+        "coapgate_credentials_promoted_total",
+        Kind.COUNTER,
+        "Backup keys that became active, because their device used them.",
+    ),
+    Family(
+        "coapgate_promotions_failed_total",
+        Kind.COUNTER,
+        "Uses of a backup key that could not be written: the registry was full or locked.",
+    ),
+    Family(
+        "coapgate_devices_provisioned_total",
+        Kind.COUNTER,
+        "Devices that came into being at first contact, by what vouched for them.",
+        "by",
+        ("anchor", "batch"),
+    ),
+    Family(
+        "coapgate_registry_followed",
+        Kind.GAUGE,
+        "1 while changes of the registry are seen, 0 while it cannot be asked.",
+    ),
+    Family(
+        "coapgate_reloads_total",
+        Kind.COUNTER,
+        "Reloads by SIGHUP, by result: failed ones left the server certificate as it was.",
+        "result",
+        ("done", "failed"),
+    ),
+    Family(
+        "coapgate_server_certificate_end_time_seconds",
+        Kind.GAUGE,
+        "When the gateway's own certificate chain ends, in Unix seconds; 0: it has none.",
+    ),
+    Family(
+        "coapgate_anchor_end_time_seconds",
+        Kind.GAUGE,
+        "When the certificate of each trust anchor ends, in Unix seconds.",
+        "anchor",
+    ),
+    Family(
+        "coapgate_revocation_list_end_time_seconds",
+        Kind.GAUGE,
+        "When the first of an anchor's revocation lists becomes stale, in Unix seconds.",
+        "anchor",
+    ),
+    Family(
+        "coapgate_revocation_lists_stale",
+        Kind.GAUGE,
+        "Revocation lists that are stale, or that could not be read yet.",
+    ),
+    Family(
+        "coapgate_revocation_list_failures_total",
+        Kind.COUNTER,
+        "Files of revocation lists that could not be used when they appeared.",
     ),
     # CoAP
     Family(
@@ -277,6 +358,11 @@ FAMILIES = (
         "coapgate_publications_held",
         Kind.GAUGE,
         "Publications that wait for the broker.",
+    ),
+    Family(
+        "coapgate_events_dropped_total",
+        Kind.COUNTER,
+        "Events about devices that were not published, to leave room for what devices send.",
     ),
     Family(
         "coapgate_mqtt_connected",

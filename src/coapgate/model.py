@@ -24,9 +24,35 @@ MAX_KEY_LENGTH = 64
 MAX_KEYS_PER_IDENTITY = 4
 
 
+MARK_PART_LENGTH = 8
+MARK_LENGTH = 3 * MARK_PART_LENGTH
+"""Octets by which a certificate is remembered in `Identity.path`: the first ones of the SHA-256 of
+its issuer's SubjectPublicKeyInfo, of its serial number, and of itself."""
+
+
 def is_name(text: str) -> bool:
     """Whether `text` may name a tenant or a device: one MQTT topic level, never rewritten."""
     return _NAME.fullmatch(text) is not None
+
+
+class PskState(enum.StrEnum):
+    """What a key is in the life of its device."""
+
+    ACTIVE = "active"
+    BACKUP = "backup"
+    """The next one: becomes active, and those before it retiring, once the device has used it."""
+    RETIRING = "retiring"
+    """One before the active one: good until `retiring_until`."""
+    REVOKED = "revoked"
+
+
+class AnchorState(enum.StrEnum):
+    """Whether certificates below a trust anchor are believed: only if it is active."""
+
+    STAGED = "staged"
+    """Whoever gave it has not shown yet that he holds its key."""
+    ACTIVE = "active"
+    DISABLED = "disabled"
 
 
 class Method(enum.StrEnum):
@@ -52,7 +78,9 @@ class Identity:
     `credential` says which one to a human and never reveals it: `psk-7` (the number in
     `coapgate psk list`) or `sha256:` and the first 16 hex digits of the certificate's fingerprint.
     `anchor` is the key id of the trust anchor that its chain ends at, `not_after` when the chain or
-    the key expires (Unix seconds); None: there is none.
+    the key expires (Unix seconds); None: there is none. `value` is what names the device below that
+    anchor, `path` how the certificates below it are remembered (`pki.revocation`), the device's own
+    first: both empty for a key.
     """
 
     tenant: Tenant
@@ -61,6 +89,8 @@ class Identity:
     credential: str
     anchor: bytes | None = None
     not_after: float | None = None
+    value: str = ""
+    path: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +105,24 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class PskCredential:
-    """One key that proves one device. `number` is the registry's; validity in Unix seconds."""
+    """One key that proves one device. `number` is the registry's; times in Unix seconds.
+
+    `batch` is the number of the batch that the key is derived from; None: it is a key of its own.
+    A `number` of 0 is a derived key whose device has not been seen yet. `retiring_until` is when
+    the grace of a retiring key ends.
+    """
 
     number: int
     tenant: Tenant
     device: DeviceId
     identity: bytes
     secret: bytes = field(repr=False)
-    state: str = "active"
+    state: str = PskState.ACTIVE
     not_before: float | None = None
     not_after: float | None = None
     device_enabled: bool = True
+    retiring_until: float | None = None
+    batch: int | None = None
 
     def without_secret(self) -> PskCredential:
         """All but the secret, for whoever only has to know what was proven."""
@@ -99,7 +136,38 @@ class PskCredential:
             self.not_before,
             self.not_after,
             self.device_enabled,
+            self.retiring_until,
+            self.batch,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Devices whose keys are derived from one master key; times in Unix seconds.
+
+    An identity is `prefix`, the device's name, `suffix`. `max_devices` is how many devices it may
+    bring into being, `device_count` how many there are. Its keys are good from `not_before` to
+    `not_after`, and for `move_time` seconds after first contact if that is given: until then the
+    device needs a key of its own (`coapgate psk rotate`).
+    """
+
+    number: int
+    name: str
+    tenant: Tenant
+    prefix: str
+    suffix: str
+    max_devices: int
+    device_count: int = 0
+    state: str = "active"
+    not_before: float | None = None
+    not_after: float | None = None
+    move_time: float | None = None
+    added_at: float = 0.0
+
+    @property
+    def pattern(self) -> str:
+        """As it was given: `acme-{device}`."""
+        return f"{self.prefix}{{device}}{self.suffix}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +175,13 @@ class TrustAnchor:
     """A certificate believed without proof (RFC 5280 section 6), and what it may say.
 
     `key_id` is the SHA-256 of its SubjectPublicKeyInfo (32 octets): one public key is one anchor.
-    `certificate` is DER.
+    `certificate` is DER. A device's name is the value of `device_id_source`, or what
+    `device_id_template` makes of several (`{o}-{cn}`) where that is not empty. Its devices are
+    `tenant`'s; with a `tenant_template` they belong to the tenant that it yields, which must be one
+    of `tenants`. `labels` are given to devices that it brings into being. `max_validity` is the
+    longest validity of a leaf that is accepted, in seconds. `crl_files` are revocation lists of
+    issuers below it; once one is stale, `crl_mode` `soft` still lets devices in and `hard` does
+    not. `proof_code` is what a certificate must name that proves possession of its key.
     """
 
     name: str
@@ -116,7 +190,23 @@ class TrustAnchor:
     certificate: bytes = field(repr=False)
     device_id_source: DeviceIdSource = DeviceIdSource.CN
     auto_provision: bool = False
-    state: str = "active"
+    state: str = AnchorState.ACTIVE
+    device_id_template: str = ""
+    tenant_template: str = ""
+    tenants: tuple[Tenant, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    max_validity: float | None = None
+    crl_files: tuple[str, ...] = ()
+    crl_mode: str = "soft"
+    proof_code: str = ""
+
+    def serves(self, tenant: Tenant) -> bool:
+        """Whether its certificates may speak for devices of a tenant."""
+        return tenant in self.tenants if self.tenant_template else tenant == self.tenant
+
+    def pair_value(self, tenant: Tenant, value: str) -> str:
+        """What the registry keeps for a certificate value: unique among all tenants it serves."""
+        return f"{tenant}/{value}" if self.tenant_template else value
 
 
 class Outcome(enum.IntEnum):

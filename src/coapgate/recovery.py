@@ -29,7 +29,7 @@ class TakenUp(NamedTuple):
 async def take_up(
     store: AssociationStore,
     traffic: Traffic,
-    review: Callable[[Identity, float], Awaitable[None]],
+    review: Callable[[Identity, float], Awaitable[Identity]],
     now: float,
     wall: float,
     *,
@@ -62,7 +62,7 @@ async def take_up(
             ended["idle"] += 1
         elif found.slot in surplus:
             ended["surplus"] += 1
-        elif not await _is_admitted(found.established.identity, review, wall):
+        elif (identity := await _review(found.established.identity, review, wall)) is None:
             ended["refused"] += 1
         elif (association := _recover(found, traffic, can_reach, idle, now)) is None:
             ended["unreachable"] += 1
@@ -72,6 +72,7 @@ async def take_up(
                 for answer in found.answers
                 if knows_ages
             )
+            association.identity = identity
             taken.append(TakenUp(found.number, association, answers))
             continue
         store.remove(found.slot)
@@ -107,14 +108,14 @@ def _recover(
     return traffic.recover(found, idle, now)
 
 
-async def _is_admitted(
-    identity: Identity, review: Callable[[Identity, float], Awaitable[None]], wall: float
-) -> bool:
+async def _review(
+    identity: Identity, review: Callable[[Identity, float], Awaitable[Identity]], wall: float
+) -> Identity | None:
+    """The identity as it is now; None: it may not go on."""
     try:
-        await review(identity, wall)
+        return await review(identity, wall)
     except Refused as refusal:
         if refusal.reason is Reason.UNAVAILABLE:
             hint = "the registry must say which devices may go on"
             raise StartError(f"sessions cannot be recovered: {refusal.detail}", hint) from refusal
-        return False
-    return True
+        return None

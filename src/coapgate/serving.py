@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import time
@@ -24,10 +23,13 @@ from coapgate.dtls.events import (
 )
 from coapgate.dtls.server import Server, ServerSettings
 from coapgate.dtls.store import AssociationStore
-from coapgate.errors import Reason, Refused
+from coapgate.errors import ALERTS, Alert, Reason, Refused
 from coapgate.logs import Seldom, StrangerLog
+from coapgate.milestones import Milestones
 from coapgate.model import DeviceId, Identity, Path, PskCredential, Tenant
+from coapgate.notices import render_event
 from coapgate.recovery import take_up
+from coapgate.reviews import LiveAssociations, Reviews
 from coapgate.sessions import Sessions
 from coapgate.uplink import Uplinks
 
@@ -75,6 +77,13 @@ class Pump:
             limit=settings.max_handshakes,
         )
         self.sessions = sessions
+        self.reviews = Reviews(
+            LiveAssociations(self.server, sessions),
+            authentication.review,
+            self.end,
+            clock_skew=authentication.clock_skew,
+            window=settings.handshake.handshake_timeout + settings.handshake.auth_timeout,
+        )
         self.refusals: Counter[str] = Counter()
         """Handshakes that ended without association, by reason."""
         self.attached: Counter[str] = Counter()
@@ -108,6 +117,8 @@ class Pump:
         self._layer = layer
         self._uplinks = uplinks
         self._publish_event = publish_event
+        self.milestones = Milestones(publish_event, self._wall)
+        self._authentication.witness = self.milestones
         self._wake = wake
 
     async def recover(self, can_reach: Callable[[Path], bool]) -> None:
@@ -225,7 +236,9 @@ class Pump:
         except Refused as refusal:
             self._refuse(handshake, path, refusal)
             return
-        self._accept(handshake, identity)
+        if self._accept(handshake, identity):
+            # Only now, so that a registry that cannot be written keeps nobody waiting.
+            await self._authentication.promote(credential, identity)
 
     async def _judge_chain(self, handshake: int, path: Path, chain: tuple[bytes, ...]) -> None:
         try:
@@ -238,14 +251,16 @@ class Pump:
     def _decided(self) -> None:
         self._wake()
 
-    def _accept(self, handshake: int, identity: Identity) -> None:
+    def _accept(self, handshake: int, identity: Identity) -> bool:
         association = self.server.accept(handshake, identity, self._clock())
         if association is None:
-            return  # it took too long, and the server has refused it
+            return False  # it took too long, and the server has refused it
         association.endpoint = self._layer.open(association, identity, association.id)
         self.attached[identity.method] += 1
         self._tell(self._opened, "session opened", association, {})
+        self.milestones.opened(identity)
         self._admit(association)
+        return True
 
     def _admit(self, association: Association) -> None:
         """Attach a device through one more association: the newest ones win."""
@@ -254,6 +269,7 @@ class Pump:
             oldest = self.server.find(surplus)
             assert oldest is not None
             self.server.traffic.close(oldest, "surplus")
+        self.reviews.opened(association)
 
     def _is_open(self, association_id: bytes) -> bool:
         return self.server.find(association_id) is not None
@@ -274,7 +290,7 @@ class Pump:
         if self._refused.count((tenant, device, reason), now):
             fields = {"tenant": tenant, "device": device, "credential": credential}
             log.info("session refused", extra=fields | {"reason": reason.value, "peer": path[1]})
-            event = _event("refused", reason, self._wall())
+            event = render_event("refused", self._wall(), reason=reason.value)
             self._publish_event(Tenant(tenant), DeviceId(device), "refused", event)
 
     def _complain(self, refusal: Refused) -> None:
@@ -291,6 +307,16 @@ class Pump:
         self._strangers.refused(failed.reason, peer, now, identity, failed.detail)
 
     # --- the end of associations
+
+    def end(self, association: Association, reason: Reason) -> None:
+        """Close the association of a device that would not be let in now, and tell both sides."""
+        self.server.traffic.close(association, reason.value, ALERTS[reason] or Alert.CLOSE_NOTIFY)
+        identity = association.identity
+        event = render_event(
+            "session-ended", self._wall(), reason=reason.value, credential=identity.credential
+        )
+        self._publish_event(identity.tenant, identity.device, "session-ended", event)
+        self._wake()
 
     def _on_closed(self, association: Association, cause: str) -> None:
         self.detached[cause] += 1
@@ -359,9 +385,3 @@ def _describe(association: Association) -> dict[str, object]:
         "peer": association.path[1],
         "association": association.id.hex(),
     }
-
-
-def _event(name: str, reason: Reason, wall: float) -> bytes:
-    """JSON of an event on the bus; `at` is RFC 3339, UTC, whole seconds."""
-    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(wall))
-    return json.dumps({"at": at, "event": name, "reason": reason.value}).encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from coapgate.cli.check import check
 from coapgate.errors import ConfigError
-from coapgate.model import DEFAULT_TENANT, DeviceId
+from coapgate.model import DEFAULT_TENANT, Batch, DeviceId, DeviceIdSource
+from coapgate.pki.anchors import parse_anchor
 from coapgate.pki.factory import FactoryCa
 from coapgate.registry.sqlite import SqliteRegistry
 
@@ -151,3 +153,34 @@ def test_a_server_certificate_that_is_not_valid_now_is_refused(
 
     assert "is valid from " in error
     assert hint == "hint: have it renewed: devices refuse it"
+
+
+def test_batches_anchors_and_their_lists_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = written(tmp_path)
+    ca = FactoryCa.create("Factory")
+    crl = tmp_path / "factory.crl"
+    crl.write_bytes(ca.sign_list({7: ca.created_at}).public_bytes(serialization.Encoding.PEM))
+    anchor = parse_anchor(
+        ca.certificate_pem,
+        name="factory",
+        tenant=DEFAULT_TENANT,
+        device_id_source=DeviceIdSource.CN,
+        auto_provision=False,
+        wall=time.time(),
+    )
+    with SqliteRegistry.open("sqlite:///registry.db", tmp_path / "registry.key", tmp_path) as books:
+        books.add_anchor(replace(anchor, crl_files=(str(crl),)))
+        books.add_batch(Batch(0, "line-1", DEFAULT_TENANT, "a-", "", 5), bytes(32))
+
+    check(file)
+    shown = rows(capsys)
+    assert shown["trust anchors"] == "factory (default)"
+    assert shown["batches"] == "line-1 (default)"
+    assert shown["revoked below factory"].startswith("1 certificate, by lists until ")
+
+    crl.write_bytes(
+        FactoryCa.create("Factory").sign_list({}).public_bytes(serialization.Encoding.PEM)
+    )
+    assert any("factory.crl" in line for line in problems(file, capsys))

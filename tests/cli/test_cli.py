@@ -335,7 +335,7 @@ def test_a_device_is_shown_with_all_that_speaks_for_it(run: Run, tmp_path: Path)
 
     (anchor,) = document(run, "anchor", "list")
     assert shown["certificates"] == [
-        {"anchor": "factory", "key_id": anchor["key_id"], "value": "A1"}
+        {"anchor": "factory", "key_id": anchor["key_id"], "value": "A1", "used_at": None}
     ]
     (psk,) = shown["psks"]
     assert (psk["credential"], psk["identity"], psk["state"]) == ("psk-1", "hex:ff", "active")

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from coapgate.cli import main
-from coapgate.registry.psk import render_key
+from coapgate.model import DEFAULT_TENANT, Batch
+from coapgate.registry.psk import parse_key, render_key
 from tests.gateway_fixtures import bus, gateway, install, start_gateway
 from tests.gateways import Running
 from tests.programs import Program, started
@@ -75,6 +76,27 @@ async def test_a_fleet_with_keys_is_announced_and_answered(
     counters = gateway.gateway.pump.server.counters
     assert counters.handshakes_completed == 10
     assert "\x1b" not in printed
+
+
+async def test_a_fleet_with_derived_keys_needs_no_registration(
+    gateway: Running, tmp_path: Path
+) -> None:
+    master = tmp_path / "master.key"
+    master.write_text(KEY)
+    registry = gateway.installation.registry
+    batch = Batch(0, "line-1", DEFAULT_TENANT, "acme-", "", max_devices=10)
+    registry.add_batch(batch, parse_key(KEY))
+
+    code, printed, _ = await simulated(
+        gateway, "--psk-batch", master, "--psk-pattern", "acme-{device}", "--devices", 10,
+        "--rate", 20, "--duration", 0.5, "--json",
+    )  # fmt: skip
+
+    assert code == 0, printed
+    assert document(printed)["handshakes"]["done"] == 10
+    names = {entry.device.device for entry in registry.devices()}
+    assert names == {f"sim-{number}" for number in range(1, 11)}
+    assert registry.get_batch("line-1").device_count == 10
 
 
 async def test_a_fleet_with_certificates_that_moves_reports_in_json(
@@ -187,7 +209,7 @@ async def test_a_terminal_shows_a_live_line(gateway: Running, tmp_path: Path) ->
         ("--rate 1 --connect-rate 5000", "--connect-rate 5000 is more", "--max-rate 5000"),
         ("--rate 1 --devices 3", "has 2 identities; 3 wanted", "a credential of its own"),
         ("--rate 1 --sleep", "needs a Connection ID", "add --cid"),
-        ("--rate 1 --certificates .", "one of --identities and --certificates", "CSV"),
+        ("--rate 1 --certificates .", "--identities, --psk-batch and --certificates", "CSV"),
     ],
 )
 def test_what_would_do_harm_is_misuse(

@@ -3,7 +3,8 @@
 A transcript is paragraphs, each a line `$ command` and what it prints on standard output and
 standard error together; `[2]` at its end is an exit code other than 0. Lines above the first
 command, and lines that begin with `#`, are for the reader. `<time>` stands for a time, `<key>` for
-a new key, `<folder>` for where it runs. After `-- name --` comes the text of a file that is there.
+a new key, `<folder>` for where it runs; `<code>`, `<digest>`, `<serial>` and `<mark>` for what is
+another with every CA. After `-- name --` comes the text of a file that is there.
 
 `coapgate` runs in this process, other commands in a shell. Each transcript begins in a folder with
 a configuration (COAPGATE_CONFIG names it), `factory.pem`, a CA, and `sensor-7.pem`, a device's
@@ -29,7 +30,11 @@ TRANSCRIPTS = sorted(Path(__file__).parent.glob("transcripts/*.txt"))
 
 _PATTERNS = {
     re.escape("<time>"): r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ",
-    re.escape("<key>"): r"hex:[0-9a-f]{32}",
+    re.escape("<digest>"): r"[0-9a-f]{64}",
+    re.escape("<code>"): r"[0-9a-f]{32}",
+    re.escape("<serial>"): r"(?:[0-9a-f]{2}){1,20}",
+    re.escape("<mark>"): r"[0-9a-f]{16}",
+    re.escape("<key>"): r"hex:(?:[0-9a-f]{32}){1,2}",
 }
 
 

@@ -70,6 +70,8 @@ def established(number: int) -> Established:
         f"psk-{number}" if method is Method.PSK else f"sha256:{number:016x}",
         None if method is Method.PSK else bytes((number & 255,)) * 32,
         None if number % 2 else float(number),
+        "" if method is Method.PSK else f"sensor-{number if number % 2 else -number}",
+        b"" if method is Method.PSK else number.to_bytes(8, "big") * 3 * (1 + number % 2),
     )
     return Established(
         id=number.to_bytes(8, "big"),

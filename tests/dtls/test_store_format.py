@@ -28,6 +28,8 @@ IDENTITIES = st.builds(
     st.text("sha256:psk-0123456789", min_size=1, max_size=23),
     st.none() | st.binary(min_size=32, max_size=32),
     st.none() | st.floats(allow_nan=False),
+    st.just("") | NAMES,
+    st.integers(0, 4).flatmap(lambda count: st.binary(min_size=24 * count, max_size=24 * count)),
 )
 
 ESTABLISHED = st.builds(
@@ -80,17 +82,32 @@ def test_what_never_changes_comes_back_or_does_not_fit(established: f.Establishe
         assert f.parse_established(content) == established
 
 
-@pytest.mark.parametrize(("names", "cid_length"), [(121, 0), (113, 8)])
-def test_what_is_promised_to_fit_fits(names: int, cid_length: int) -> None:
-    (key_block_length,) = {s.key_block_length for s in SUITES.values() if s.key_length == 16}
-    identity = Identity(
-        Tenant("t" * 57),
-        DeviceId("d" * (names - 57)),
+def certified(names: int, intermediates: int) -> Identity:
+    """What a chain proved, with names of so many characters for tenant and device together."""
+    tenant, device = "t" * 57, "d" * (names - 57)
+    anchor = bytes(range(32))
+    fingerprint = bytes.fromhex("0123456789abcdef")
+    path = b"i" * 8 + b"s" * 8 + fingerprint + b"above" * 24
+    path = path[: 24 * intermediates] + anchor[:8] + path[24 * intermediates + 8 :]
+    return Identity(
+        Tenant(tenant),
+        DeviceId(device),
         Method.X509,
         "sha256:0123456789abcdef",
-        bytes(32),
+        anchor,
         2e9,
+        device,
+        path[: 24 * (intermediates + 1)],
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "cid_length", "intermediates"),
+    [(121, 0, 0), (113, 8, 0), (97, 0, 1), (89, 8, 1), (65, 8, 2)],
+)
+def test_what_is_promised_to_fit_fits(names: int, cid_length: int, intermediates: int) -> None:
+    (key_block_length,) = {s.key_block_length for s in SUITES.values() if s.key_length == 16}
+    identity = certified(names, intermediates)
     largest = f.Established(
         id=bytes(8),
         identity=identity,
@@ -100,10 +117,13 @@ def test_what_is_promised_to_fit_fits(names: int, cid_length: int) -> None:
         sent_cid=bytes(cid_length),
         max_plaintext=1200,
     )
-    longer = replace(largest, sent_cid=bytes(cid_length + 1))
+    content = f.encode_established(largest)
 
-    assert f.encode_established(largest) is not None
-    assert f.encode_established(longer) is None
+    assert content is not None
+    assert f.parse_established(content) == largest
+    room = len(content) - len(content.rstrip(b"\0"))
+    assert room < 16
+    assert f.encode_established(replace(largest, sent_cid=bytes(cid_length + 16))) is None
 
 
 def test_a_field_that_is_too_long_for_its_length_does_not_fit() -> None:

@@ -117,7 +117,7 @@ async def test_a_refusal_after_proof_is_an_event_of_the_device(gateway: Running,
             async with gateway.device(key):
                 pass
 
-    event = await bus.next()
+    event = await bus.next_event()
     assert event.topic == f"{bus.root}/sensor-1/event/refused"
     assert b'"disabled"' in event.payload
     # One a minute: of the second nothing is heard, but of what another device sends after it.
@@ -125,3 +125,4 @@ async def test_a_refusal_after_proof_is_an_event_of_the_device(gateway: Running,
     async with gateway.device(other) as device:
         await device.request(Code.POST, "a", b"")
     assert (await bus.next()).topic == f"{bus.root}/sensor-2/up/a"
+    assert len(bus.events) == 1

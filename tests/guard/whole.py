@@ -191,7 +191,8 @@ class Whole:
         return answers
 
     def pass_time(self, seconds: float) -> None:
-        """Let time pass, a second at a time, with all that is due in it."""
+        """Let time pass, a second at a time, with all that is due in it, and `upkeep`'s writing."""
+        self.loop.run_until_complete(self.registry.write_uses())
         end = self.loop.now + seconds
         while self.loop.now < end:
             self.loop.now += min(1.0, end - self.loop.now)

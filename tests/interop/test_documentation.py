@@ -20,7 +20,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from coapgate.model import DEFAULT_TENANT, Device, DeviceId, DeviceIdSource
+from coapgate.model import DEFAULT_TENANT, DeviceId, DeviceIdSource
 from coapgate.pki.anchors import parse_anchor
 from coapgate.pki.chains import verify_chain
 from coapgate.pki.factory import FactoryCa
@@ -33,7 +33,12 @@ from tests.programs import Program, started
 from tests.waiting import in_its_own_task
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*.md")])
+FOLLOWED = ROOT / "docs/credentials.md"
+"""Its commands build on one another: `test_credentials_document` runs them in their order."""
+
+DOCUMENTS = sorted(
+    {*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*.md")} - {FOLLOWED}
+)
 
 ON_A_MACHINE = {
     "docker": "needs Docker",
@@ -108,6 +113,8 @@ def folder(gateway: Running, tmp_path: Path) -> Path:
     (tmp_path / "gateway-ca.pem").write_bytes(installation.ca.certificate_pem)
     (tmp_path / "factory-ca.pem").write_bytes(FactoryCa.create("Another").certificate_pem)
     (tmp_path / "new.key").write_text("hex:00112233445566778899aabbccddeeff\n")
+    (tmp_path / "master.key").write_text("hex:00112233445566778899aabbccddeeff\n")
+    (tmp_path / "identities.txt").write_text("acme-sensor-1\nacme-sensor-2\n")
     (credentials,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs/devices.md").read_text(), re.S)
     placed = credentials.replace("127.0.0.1", gateway.address)
     assert json.loads(placed)
@@ -157,7 +164,9 @@ async def test_a_command_does_what_its_document_says(
     program = program_of(command)
     config = {"COAPGATE_CONFIG": str(installation.config_file)}
     if program == "coapgate":
-        installation.registry.add_device(Device(DEFAULT_TENANT, DeviceId("sensor-1"), True, ()))
+        installation.registry.add_psk(
+            DEFAULT_TENANT, DeviceId("sensor-1"), b"sensor-1", KEY[::-1], create_device=True
+        )
         if command == "coapgate run":
             config["COAPGATE_MQTT__CLIENT_ID"] = "another"
             config["COAPGATE_NODE"] = "1"

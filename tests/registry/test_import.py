@@ -30,6 +30,17 @@ def test_a_line_is_a_device() -> None:
     ]
 
 
+def test_a_short_key_is_imported_only_by_those_who_insist() -> None:
+    octets = f"{HEADER}sensor-1,,sensor-1,hex:00\n".encode()
+
+    (refused,) = read_csv(io.BytesIO(octets))
+    (taken,) = read_csv(io.BytesIO(octets), allow_weak=True)
+
+    assert isinstance(refused, BadLine)
+    assert "--allow-weak" in refused.hint
+    assert taken == NewDevice(2, DEFAULT, SENSOR_1, b"sensor-1", b"\0")
+
+
 @pytest.mark.parametrize(
     "text",
     [

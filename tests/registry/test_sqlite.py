@@ -9,14 +9,22 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from coapgate.errors import RegistryError, RegistryUnavailable
-from coapgate.model import Device, DeviceId
-from coapgate.registry import schema
+from coapgate.model import Batch, Device, DeviceId, PskState
+from coapgate.registry import reading, schema
+from coapgate.registry.base import (
+    MAX_CHANGES,
+    MAX_REVOKED_CERTIFICATES,
+    Change,
+    RevokedCertificate,
+)
 from coapgate.registry.sqlite import SqliteRegistry
+from coapgate.registry.vault import Vault
 from tests.registry.conftest import open_sqlite
 from tests.registry.values import DEFAULT, FACTORY, KEY_1, KEY_2, SENSOR_1, SENSOR_2
 
@@ -187,6 +195,212 @@ def test_a_registry_is_taken_through_the_versions_it_has_not_seen(path: Path) ->
     assert connection.execute("SELECT b, c FROM a").fetchall() == [(";", None)]
     assert connection.execute("PRAGMA user_version").fetchone() == (2,)
     connection.close()
+
+
+async def test_a_registry_of_an_earlier_version_keeps_what_it_holds(tmp_path: Path) -> None:
+    with open_sqlite(tmp_path) as registry:
+        registry.add_psk(DEFAULT, SENSOR_1, b"sensor-1", KEY_1, create_device=True)
+        (wrapped,) = registry._writer.execute("SELECT secret FROM psk_credential").fetchone()
+        registry_id = reading.registry_id(registry._writer)
+        (key_row,) = registry._writer.execute("SELECT * FROM wrapping_key").fetchall()
+    path = tmp_path / "registry.db"
+    path.unlink()
+    old = sqlite3.connect(path, isolation_level=None)
+    schema.migrate(old, path, sorted(schema.scripts())[:2])
+    old.execute("UPDATE registry SET id = ?", (registry_id,))
+    old.execute("INSERT INTO wrapping_key VALUES (?, ?)", key_row)
+    old.execute("INSERT INTO device (tenant, device, added_at) VALUES ('default', 'sensor-1', 1)")
+    old.execute("UPDATE psk_number SET last = 2")
+    for number, state in ((1, "active"), (2, "pending")):
+        old.execute(
+            "INSERT INTO psk_credential (identity, slot, number, device, secret, state, added_at)"
+            " VALUES (CAST('sensor-1' AS BLOB), ?, ?, 1, ?, ?, 2)",
+            (number, number, wrapped, state),
+        )
+    old.execute(
+        "INSERT INTO anchor (name, tenant, key_id, certificate, device_id_source, auto_provision,"
+        " state, added_at) VALUES (?, ?, ?, ?, ?, 1, 'active', 3)",
+        ("factory", DEFAULT, FACTORY.key_id, FACTORY.certificate, "serial-number"),
+    )
+    old.close()
+
+    with open_sqlite(tmp_path) as registry:
+        keys = await registry.find_psk(b"sensor-1")
+        assert [(key.number, key.state, key.secret) for key in keys] == [
+            (1, "active", KEY_1),
+            (2, "backup", KEY_1),
+        ]
+        assert await registry.anchors() == (FACTORY,)
+        assert registry.newest_change() == 0
+        assert await registry.promote(2, 60.0)
+
+
+def test_the_change_log_forgets_what_is_old(sqlite: SqliteRegistry) -> None:
+    sqlite.add_device(Device(DEFAULT, SENSOR_1))
+    sqlite._writer.execute(
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
+        " INSERT INTO change (kind, tenant) SELECT 'batch', 'default' FROM n",
+        (MAX_CHANGES + 5,),
+    )
+
+    assert sqlite.newest_change() == MAX_CHANGES + 5
+    assert sqlite.changes(4) is None
+    kept = sqlite.changes(5)
+    assert kept is not None
+    assert len(kept) == MAX_CHANGES
+    with closing(sqlite3.connect(sqlite.path)) as other:
+        assert other.execute("SELECT count(*) FROM change").fetchone() == (MAX_CHANGES,)
+
+
+def test_so_many_certificates_are_revoked_one_by_one_and_no_more(sqlite: SqliteRegistry) -> None:
+    sqlite._writer.execute(
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
+        " INSERT INTO revoked_certificate (key_id, serial, added_at)"
+        " SELECT ?, CAST(i AS BLOB), 0 FROM n",
+        (MAX_REVOKED_CERTIFICATES, FACTORY.key_id),
+    )
+
+    with pytest.raises(RegistryError, match="100000 certificates are revoked") as refused:
+        sqlite.revoke_certificate(RevokedCertificate(FACTORY.key_id, fingerprint=b"f" * 8))
+
+    assert "CRL" in refused.value.hint
+    assert len(sqlite.revoked_certificates_all()) == MAX_REVOKED_CERTIFICATES
+
+
+def test_changes_of_a_registry_that_breaks_are_unavailable(sqlite: SqliteRegistry) -> None:
+    sqlite._reader.execute("PRAGMA query_only = OFF")
+    sqlite._reader.execute("DROP TABLE change")
+
+    with pytest.raises(RegistryUnavailable):
+        sqlite.newest_change()
+    with pytest.raises(RegistryUnavailable):
+        sqlite.changes(0)
+
+
+def test_a_change_shows_to_another_process(tmp_path: Path) -> None:
+    with open_sqlite(tmp_path) as gateway, open_sqlite(tmp_path) as administration:
+        administration.add_device(Device(DEFAULT, SENSOR_1))
+        before = gateway.newest_change()
+
+        administration.enable_device(DEFAULT, SENSOR_1, enabled=False)
+
+        assert gateway.changes(before) == (Change(before + 1, "device", DEFAULT, SENSOR_1),)
+        assert gateway.newest_change() == before + 1
+
+
+async def test_fifty_first_contacts_in_four_processes_register_a_device_once(
+    tmp_path: Path,
+) -> None:
+    batch = Batch(0, "line-1", DEFAULT, "acme-", "", max_devices=3)
+    with open_sqlite(tmp_path) as administration:
+        administration.add_batch(batch, KEY_2)
+    gateways = [open_sqlite(tmp_path) for _ in range(4)]
+    try:
+        candidates = [await gateway.find_psk(b"acme-1") for gateway in gateways]
+        answers = await asyncio.gather(
+            *(
+                gateways[number % 4].register_derived(candidates[number % 4][0])
+                for number in range(50)
+            )
+        )
+        assert len({key.number for key, _ in answers}) == 1
+        assert sum(is_new for _, is_new in answers) == 1
+        assert [entry.device.device for entry in gateways[0].devices()] == ["acme-1"[5:]]
+    finally:
+        for gateway in gateways:
+            gateway.close()
+
+
+async def test_a_batch_shows_to_a_gateway_within_the_refresh_interval(tmp_path: Path) -> None:
+    now = 100.0
+    with (
+        SqliteRegistry.open(
+            "sqlite:///registry.db",
+            tmp_path / "registry.key",
+            tmp_path,
+            refresh_interval=0.5,
+            clock=lambda: now,
+        ) as gateway,
+        open_sqlite(tmp_path) as administration,
+    ):
+        assert await gateway.find_psk(b"acme-1") == ()
+        administration.add_batch(Batch(0, "line-1", DEFAULT, "acme-", "", 3), KEY_2)
+
+        now = 100.5
+        assert len(await gateway.find_psk(b"acme-1")) == 1
+        administration.revoke_batch("line-1")
+
+        now = 101.0
+        assert await gateway.find_psk(b"acme-1") == ()
+
+
+async def test_a_registry_without_its_key_file_is_unavailable_to_devices_of_a_batch(
+    tmp_path: Path,
+) -> None:
+    with open_sqlite(tmp_path) as administration:
+        administration.add_batch(Batch(0, "line-1", DEFAULT, "acme-", "", 3), KEY_2)
+    with open_sqlite(tmp_path) as gateway:
+        (tmp_path / "registry.key").rename(tmp_path / "lost.key")
+        gateway._snapshot._vault = Vault(tmp_path / "registry.key", bytes(16))
+
+        with pytest.raises(RegistryUnavailable, match="key file"):
+            await gateway.find_psk(b"acme-1")
+        assert await gateway.anchors() == ()  # what needs no key goes on
+
+        (tmp_path / "lost.key").rename(tmp_path / "registry.key")
+        assert len(await gateway.find_psk(b"acme-1")) == 1
+
+
+async def test_a_locked_registry_promotes_later(tmp_path: Path) -> None:
+    with (
+        SqliteRegistry.open(
+            "sqlite:///registry.db", tmp_path / "registry.key", tmp_path, write_timeout=0.05
+        ) as gateway,
+        open_sqlite(tmp_path) as other,
+    ):
+        other.add_psk(DEFAULT, SENSOR_1, b"a", KEY_1, create_device=True)
+        backup = other.add_psk(DEFAULT, SENSOR_1, b"a", KEY_2, state=PskState.BACKUP)
+        other._writer.execute("BEGIN IMMEDIATE")
+
+        with pytest.raises(RegistryUnavailable, match="locked"):
+            await gateway.promote(backup.number, 60.0)
+        assert [key.state for key in await gateway.find_psk(b"a")] == ["active", "backup"]
+
+        other._writer.execute("ROLLBACK")
+        assert await gateway.promote(backup.number, 60.0)
+
+
+async def test_a_backup_is_promoted_once_over_four_processes(tmp_path: Path) -> None:
+    with open_sqlite(tmp_path) as administration:
+        administration.add_psk(DEFAULT, SENSOR_1, b"a", KEY_1, create_device=True)
+        backup = administration.add_psk(DEFAULT, SENSOR_1, b"a", KEY_2, state=PskState.BACKUP)
+    gateways = [open_sqlite(tmp_path) for _ in range(4)]
+    try:
+        answers = await asyncio.gather(
+            *(gateways[number % 4].promote(backup.number, 60.0) for number in range(40))
+        )
+        assert sum(answers) == 1
+    finally:
+        for gateway in gateways:
+            gateway.close()
+
+
+async def test_a_known_identity_costs_one_statement_and_a_stranger_no_more(
+    sqlite: SqliteRegistry,
+) -> None:
+    sqlite.add_batch(Batch(0, "line-1", DEFAULT, "acme-", "", max_devices=3), KEY_2)
+    sqlite.add_psk(DEFAULT, SENSOR_1, b"sensor-1", KEY_1, create_device=True)
+    (derived,) = await sqlite.find_psk(b"acme-1")
+    await sqlite.register_derived(derived)
+    sqlite._snapshot._refresh_interval = 60.0
+    sqlite.max_keys_per_identity()
+    statements: list[str] = []
+    sqlite._reader.set_trace_callback(statements.append)
+
+    for identity in (b"sensor-1", b"acme-1", b"acme-2", b"stranger"):
+        statements.clear()
+        await sqlite.find_psk(identity)
+        assert len(statements) == 1
 
 
 def test_the_schema_itself_gives_an_identity_one_device(

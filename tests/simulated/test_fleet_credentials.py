@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,11 @@ import pytest
 from coapgate.dtls.client import PskKey
 from coapgate.errors import CertificateError, Misused
 from coapgate.pki.factory import FactoryCa
-from coapgate.simulated.fleet.credentials import read_certificates, read_identities
+from coapgate.simulated.fleet.credentials import (
+    derive_identities,
+    read_certificates,
+    read_identities,
+)
 
 KEY = "hex:00112233445566778899aabbccddeeff"
 OCTETS = bytes.fromhex(KEY.removeprefix("hex:"))
@@ -125,3 +130,21 @@ def test_files_that_are_no_certificates_or_keys_are_told(tmp_path: Path) -> None
     refused("no private key can be read")
     device.write_text("nonsense")
     refused("no certificates can be read")
+
+
+def test_devices_of_a_batch_have_keys_derived_from_its_master_key() -> None:
+    keys = derive_identities(OCTETS, "acme-{device}.x", 3)
+
+    assert [key.identity for key in keys] == [b"acme-sim-1.x", b"acme-sim-2.x", b"acme-sim-3.x"]
+    assert [key.secret for key in keys] == [
+        hmac.digest(OCTETS, key.identity, "sha256") for key in keys
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"),
+    [("acme", 1), ("{device}", None), ("x" * 124 + "{device}", 1), ("{device}", 10**7)],
+)
+def test_a_batch_that_cannot_be_is_refused(pattern: str, count: int | None) -> None:
+    with pytest.raises(Misused):
+        derive_identities(OCTETS, pattern, count)

@@ -2,7 +2,7 @@
 
     offset  octets
          0       8  "coapgate"
-         8       4  version of the file's format: 1
+         8       4  version of the file's format: 2
         12       4  octets of a slot
         16       8  id of the registry's key that the file's key is derived from
         24      32  salt of that
@@ -30,7 +30,7 @@ from coapgate.dtls.store_format import MAX_VALUE, SLOT_LENGTH, WORD_LENGTH, valu
 from coapgate.errors import StoreDamaged
 
 HEADER_LENGTH = 4096
-VERSION = 1
+VERSION = 2
 KEY_ID_LENGTH = 8
 SALT_LENGTH = 32
 

@@ -14,7 +14,17 @@ from typing import Annotated
 
 import typer
 
-from coapgate.cli import anchors, devices, output, psks, simulate
+from coapgate.cli import (
+    anchors,
+    batches,
+    certificates,
+    devices,
+    explain,
+    output,
+    pki,
+    psks,
+    simulate,
+)
 from coapgate.cli.options import ConfigFile
 from coapgate.errors import CoapgateError, ConfigError, ImportRefused, Misused
 
@@ -59,9 +69,13 @@ def _demo(
 
 
 app.command("simulate")(simulate.simulate)
+app.command("explain")(explain.explain)
 app.add_typer(devices.app, name="device")
 app.add_typer(psks.app, name="psk")
+app.add_typer(batches.app, name="batch")
 app.add_typer(anchors.app, name="anchor")
+app.add_typer(certificates.app, name="certificate")
+app.add_typer(pki.app, name="pki")
 
 
 def _print_version(wanted: bool) -> None:

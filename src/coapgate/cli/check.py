@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -14,7 +15,9 @@ from cryptography import x509
 from coapgate.cli import output
 from coapgate.config import Settings, load
 from coapgate.errors import CertificateError, CoapgateError, Failed
+from coapgate.model import AnchorState, TrustAnchor
 from coapgate.mqtt.settings import ConnectionSettings, check_files
+from coapgate.pki.revocation import load_lists
 from coapgate.pki.server import load_server_certificate
 from coapgate.registry import schema
 from coapgate.registry.sqlite import SqliteRegistry
@@ -78,10 +81,31 @@ def _registry(settings: Settings) -> Iterator[Row]:
     opened = SqliteRegistry.open(registry.url, registry.key_file, settings.base, create=False)
     with closing(opened):
         count = sum(1 for _ in islice(opened.devices(), COUNTED + 1))
-        anchors = [f"{anchor.name} ({anchor.tenant})" for anchor in opened.anchors_all()]
+        anchors = opened.anchors_all()
+        batches = [batch for batch in opened.batches() if batch.state == "active"]
     shown = f"more than {COUNTED}" if count > COUNTED else f"{count}"
     yield "registry", f"{path}, {shown} {'device' if count == 1 else 'devices'}"
-    yield "trust anchors", ", ".join(anchors) if anchors else "none"
+    yield "trust anchors", ", ".join(map(_anchor, anchors)) if anchors else "none"
+    if batches:
+        yield "batches", ", ".join(f"{batch.name} ({batch.tenant})" for batch in batches)
+    for anchor in anchors:
+        if anchor.state == AnchorState.ACTIVE and anchor.crl_files:
+            yield f"revoked below {anchor.name}", _revoked(anchor, settings.base)
+
+
+def _anchor(anchor: TrustAnchor) -> str:
+    tenants = ", ".join(anchor.tenants) or anchor.tenant
+    return f"{anchor.name} ({tenants}{'' if anchor.state == 'active' else f'; {anchor.state}'})"
+
+
+def _revoked(anchor: TrustAnchor, base: Path) -> str:
+    """Raises CertificateError for a list that cannot be used."""
+    wall = time.time()
+    lists = [each for file in anchor.crl_files for each in load_lists(base / file, anchor, wall)]
+    count = sum(len(each.revoked) for each in lists)
+    end = min(each.next_update for each in lists)
+    words = f"{count} {'certificate' if count == 1 else 'certificates'}, by lists"
+    return f"{words} until {output.time(end)}{' (stale)' if end < wall else ''}"
 
 
 def _broker(settings: Settings) -> Iterator[Row]:

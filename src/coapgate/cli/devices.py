@@ -15,6 +15,7 @@ import typer
 from coapgate.cli import output
 from coapgate.cli.options import (
     LIST_LIMIT,
+    AllowWeak,
     AnyTenantName,
     AsJson,
     ConfigFile,
@@ -28,7 +29,7 @@ from coapgate.cli.options import (
     parse_tenant,
 )
 from coapgate.errors import Misused
-from coapgate.model import DEFAULT_TENANT, Device
+from coapgate.model import DEFAULT_TENANT, Device, PskState
 from coapgate.registry.base import CertificateEntry, DeviceEntry, PskEntry
 from coapgate.registry.psk import render_identity
 
@@ -42,7 +43,7 @@ Labels = Annotated[
     list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="A note; may be repeated.")
 ]
 
-_SESSION_GOES_ON = "a session that it has goes on; a restart of the gateway ends it"
+_SESSION_ENDS = "a session that it has ends within seconds"
 
 
 @app.command()
@@ -55,7 +56,7 @@ def add(
 ) -> None:
     """Make a device known. It needs a key or a certificate before it can connect."""
     added = Device(
-        parse_tenant(tenant), parse_device(device), not disabled, _parse_labels(label or [])
+        parse_tenant(tenant), parse_device(device), not disabled, parse_labels(label or [])
     )
     with open_registry(config, create=True) as registry:
         registry.add_device(added)
@@ -75,7 +76,7 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List devices, in order of tenant and name."""
-    wanted = set(_parse_labels(label or []))
+    wanted = set(parse_labels(label or []))
     with open_registry(config) as registry:
         entries = (
             entry
@@ -136,7 +137,7 @@ def show(
                     f"psk-{psk.number}",
                     render_identity(psk.identity),
                     psk.state,
-                    output.validity(psk.not_before, psk.not_after),
+                    psk_validity(psk),
                     output.time(psk.added_at),
                 )
                 for psk in psks
@@ -145,8 +146,15 @@ def show(
     if certificates:
         output.say("")
         output.table(
-            ("CERTIFICATES OF", "BELOW ANCHOR"),
-            [(pair.value, pair.anchor or f"{_short(pair)}, removed") for pair in certificates],
+            ("CERTIFICATES OF", "BELOW ANCHOR", "LAST USED"),
+            [
+                (
+                    pair.value,
+                    pair.anchor or f"{_short(pair)}, removed",
+                    "not yet" if pair.used_at is None else output.time(pair.used_at),
+                )
+                for pair in certificates
+            ],
         )
     if not psks and not certificates:
         _hint_at_credentials(entry.device)
@@ -163,38 +171,39 @@ def enable(device: DeviceName, config: ConfigFile, tenant: TenantName = DEFAULT_
 
 @app.command()
 def disable(device: DeviceName, config: ConfigFile, tenant: TenantName = DEFAULT_TENANT) -> None:
-    """Refuse a device from its next handshake on.
+    """Refuse a device from now on; a session that it has ends within seconds.
 
-    What is known of it stays, and so does a session that it has: only a restart of the gateway ends
-    it at once.
+    What is known of it stays.
     """
     name = parse_tenant(tenant), parse_device(device)
     with open_registry(config) as registry:
         registry.enable_device(*name, enabled=False)
-    output.say(f"disabled {_name(Device(*name))}: refused from its next handshake on")
-    output.hint(_SESSION_GOES_ON)
+    output.say(f"disabled {_name(Device(*name))}: refused from now on")
+    output.hint(_SESSION_ENDS)
 
 
 @app.command()
 def remove(device: DeviceName, config: ConfigFile, tenant: TenantName = DEFAULT_TENANT) -> None:
-    """Forget a device and all that speaks for it.
-
-    A session that it has stays: only a restart of the gateway ends it at once.
-    """
+    """Forget a device and all that speaks for it; a session that it has ends within seconds."""
     name = parse_tenant(tenant), parse_device(device)
     with open_registry(config) as registry:
         anchors = {pair.anchor for pair in registry.certificates(*name)}
+        batches = {psk.batch for psk in registry.psks(*name)}
         registry.remove_device(*name)
         again = [
-            anchor.name
+            f"anchor {anchor.name!r}"
             for anchor in registry.anchors_all()
             if anchor.auto_provision and anchor.name in anchors
+        ] + [
+            f"batch {batch.name!r}"
+            for batch in registry.batches()
+            if batch.state == "active" and batch.name in batches
         ]
     output.say(f"removed {_name(Device(*name))} and its credentials")
-    output.hint(_SESSION_GOES_ON)
-    for anchor in again:
+    output.hint(_SESSION_ENDS)
+    for creator in again:
         output.hint(
-            f"anchor {anchor!r} creates it again when it connects; "
+            f"{creator} creates it again when it connects; "
             "`coapgate device disable` would have kept it out"
         )
 
@@ -236,6 +245,7 @@ def import_(
         Path, typer.Argument(metavar="FILE.csv", help="device,tenant,psk_identity,psk_key")
     ],
     config: ConfigFile,
+    allow_weak: AllowWeak = False,
 ) -> None:
     """Add the devices of a CSV file with a key each.
 
@@ -250,7 +260,7 @@ def import_(
         open_registry(config, create=True) as registry,
         _progress(file, opened) as report,
     ):
-        count = registry.import_devices(read_csv(opened), report)
+        count = registry.import_devices(read_csv(opened, allow_weak=allow_weak), report)
     output.say(f"imported {count} {'device' if count == 1 else 'devices'}")
 
 
@@ -264,8 +274,18 @@ def describe_psk(psk: PskEntry) -> dict[str, output.Value]:
         "state": psk.state,
         "not_before": output.optional_time(psk.not_before),
         "not_after": output.optional_time(psk.not_after),
+        "retiring_until": output.optional_time(psk.retiring_until),
+        "batch": psk.batch,
         "added_at": output.time(psk.added_at),
     }
+
+
+def psk_validity(psk: PskEntry) -> str:
+    """When a key is good, for a table: a retiring one until its grace is over."""
+    ends = [psk.not_after]
+    if psk.state == PskState.RETIRING:
+        ends.append(psk.retiring_until)
+    return output.validity(psk.not_before, min((e for e in ends if e is not None), default=None))
 
 
 def _describe(entry: DeviceEntry) -> dict[str, output.Value]:
@@ -281,7 +301,12 @@ def _describe(entry: DeviceEntry) -> dict[str, output.Value]:
 
 
 def _describe_certificate(pair: CertificateEntry) -> dict[str, output.Value]:
-    return {"anchor": pair.anchor, "key_id": pair.key_id.hex(), "value": pair.value}
+    return {
+        "anchor": pair.anchor,
+        "key_id": pair.key_id.hex(),
+        "value": pair.value,
+        "used_at": output.optional_time(pair.used_at),
+    }
 
 
 def _row(entry: DeviceEntry) -> tuple[str, ...]:
@@ -320,7 +345,7 @@ def _hint_at_credentials(device: Device) -> None:
     )
 
 
-def _parse_labels(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
+def parse_labels(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """In order of key. Raises Misused."""
     labels: dict[str, str] = {}
     for text in texts:

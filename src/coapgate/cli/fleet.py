@@ -15,9 +15,15 @@ import typer
 
 from coapgate.cli import output
 from coapgate.cli.fleet_report import Progress, advice, describe, rows
+from coapgate.cli.keys import read_key
 from coapgate.dtls.client import Credential
 from coapgate.errors import Misused
-from coapgate.simulated.fleet.credentials import read_certificates, read_identities
+from coapgate.registry.batches import DEVICE_FIELD
+from coapgate.simulated.fleet.credentials import (
+    derive_identities,
+    read_certificates,
+    read_identities,
+)
 from coapgate.simulated.fleet.plan import Plan
 from coapgate.simulated.fleet.running import Fleet
 from coapgate.simulated.fleet.sockets import raise_file_limit
@@ -35,25 +41,32 @@ class Source:
     identities: Path | None
     certificates: Path | None
     ca: Path | None
+    psk_batch: Path | None = None
+    psk_pattern: str = DEVICE_FIELD
 
     def read(self, target: Target, count: int | None) -> Sequence[Credential]:
         """The credentials of `count` devices, of all if it is None.
 
         Raises Misused, CertificateError.
         """
-        if self.identities is not None and self.certificates is None:
+        given = (self.identities, self.certificates, self.psk_batch)
+        if [each is not None for each in given].count(True) != 1:
+            raise Misused(
+                "say one of --identities, --psk-batch and --certificates",
+                "a CSV file with identity,key, the master key of a batch, or a folder of "
+                "DEVICE.pem and DEVICE.key",
+            )
+        if self.identities is not None:
             return read_identities(self.identities, count)
-        if self.certificates is not None and self.identities is None:
+        if self.certificates is not None:
             if self.ca is None:
                 raise Misused(
                     "devices with certificates must know whom to believe",
                     "--ca FILE, the certificate that the server's was signed with",
                 )
             return read_certificates(self.certificates, self.ca, target.host, count)
-        raise Misused(
-            "say one of --identities and --certificates",
-            "a CSV file with identity,key, or a folder of DEVICE.pem and DEVICE.key",
-        )
+        assert self.psk_batch is not None, "one of the three is given"
+        return derive_identities(read_key(self.psk_batch), self.psk_pattern, count)
 
 
 def run(target: Target, plan: Plan, credentials: Sequence[Credential], *, as_json: bool) -> None:

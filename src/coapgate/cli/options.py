@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coapgate.errors import NotFound
+from coapgate.errors import Misused, NotFound
 from coapgate.model import DeviceId, Tenant
 from coapgate.registry import refusals
 
@@ -40,6 +41,30 @@ def parse_anchor_name(text: str) -> str:
     return text
 
 
+def parse_time(text: str) -> float:
+    """Unix seconds of a day or of a time in RFC 3339; without an offset it is UTC.
+
+    Raises Misused.
+    """
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise Misused(
+            f"{text!r} is not a time", "write 2027-01-31 or 2027-01-31T12:00:00Z"
+        ) from None
+    return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
+
+
+def parse_optional_time(text: str | None) -> float | None:
+    """Raises Misused."""
+    return None if text is None else parse_time(text)
+
+
+def days(count: float | None) -> float | None:
+    """Seconds."""
+    return None if count is None else count * 86_400.0
+
+
 ConfigFile = Annotated[
     Path,
     typer.Option(
@@ -52,6 +77,16 @@ TenantName = Annotated[
 ]
 AnyTenantName = Annotated[
     str | None, typer.Option("--tenant", metavar="TENANT", help="Only those of this tenant.")
+]
+NotBefore = Annotated[
+    str | None, typer.Option("--not-before", metavar="TIME", help="Good from then on; RFC 3339.")
+]
+NotAfter = Annotated[
+    str | None, typer.Option("--not-after", metavar="TIME", help="Good until then; RFC 3339.")
+]
+AllowWeak = Annotated[
+    bool,
+    typer.Option("--allow-weak", help="Take a key of fewer than 16 octets, which can be guessed."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Limit = Annotated[

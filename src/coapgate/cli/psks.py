@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-import secrets
-import sys
+import re
 from itertools import islice
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from coapgate.cli import output
-from coapgate.cli.devices import describe_psk
+from coapgate.cli.devices import describe_psk, psk_validity
+from coapgate.cli.keys import Generate, Key, KeyFile, Source
 from coapgate.cli.options import (
     LIST_LIMIT,
+    AllowWeak,
     AnyTenantName,
     AsJson,
     ConfigFile,
     DeviceName,
     Limit,
+    NotAfter,
+    NotBefore,
     TenantName,
     exists,
     open_registry,
     parse_device,
+    parse_optional_time,
     parse_tenant,
 )
 from coapgate.errors import Misused
-from coapgate.model import DEFAULT_TENANT
-from coapgate.registry.psk import (
-    KEY_FORMS,
-    parse_identity,
-    parse_key,
-    render_identity,
-    render_key,
-)
+from coapgate.model import DEFAULT_TENANT, DeviceId, PskState, Tenant
+from coapgate.registry import refusals
+from coapgate.registry.psk import parse_identity, render_identity, render_key
+
+if TYPE_CHECKING:
+    from coapgate.registry.base import PskEntry
+    from coapgate.registry.sqlite import SqliteRegistry
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Pre-shared keys: which identity proves what."
@@ -42,7 +44,9 @@ app = typer.Typer(
 GENERATED_LENGTH = 16
 """Octets: as strong as AES-128, and every DTLS library takes them."""
 
-_MAX_KEY_FILE_SIZE = 4096
+_NUMBER = re.compile(r"psk-([1-9][0-9]{0,17})")
+
+_NOT_AGAIN = "the key is not shown again: put it on the device now"
 
 
 @app.command()
@@ -57,43 +61,34 @@ def add(
             help="The PSK identity; the device's name if not given. hex:... for octets.",
         ),
     ] = None,
-    key: Annotated[
-        str | None,
-        typer.Option("--key", metavar="KEY", help="hex:..., base64:... or text:..."),
-    ] = None,
-    key_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--key-file",
-            metavar="FILE",
-            help="A file with the key; - reads it from standard input, where no other user of "
-            "this machine can see it.",
-        ),
-    ] = None,
-    generate: Annotated[
-        bool, typer.Option("--generate", help="Make a key, and print it this once.")
-    ] = False,
+    key: Key = None,
+    key_file: KeyFile = None,
+    generate: Generate = False,
+    not_before: NotBefore = None,
+    not_after: NotAfter = None,
+    allow_weak: AllowWeak = False,
     tenant: TenantName = DEFAULT_TENANT,
     as_json: AsJson = False,
 ) -> None:
     """Give a device a key. A device that does not exist is created.
 
     An identity that has a key already takes one more, up to 4: the device may prove itself by any
-    of them, so that it can be given a new one before the old one goes.
+    of them. To replace a key, see `coapgate psk rotate`.
     """
     name = parse_tenant(tenant), parse_device(device)
     octets = parse_identity(identity) if identity is not None else device.encode()
-    if [key is not None, key_file is not None, generate].count(True) != 1:
-        raise Misused("say one of --key, --key-file and --generate", KEY_FORMS)
-    if key is not None:
-        secret = parse_key(key)
-    elif key_file is not None:
-        secret = parse_key(_read_key(key_file))
-    else:
-        secret = secrets.token_bytes(GENERATED_LENGTH)
+    secret = Source(key, key_file, generate, allow_weak, GENERATED_LENGTH).read()
     with open_registry(config, create=True) as registry:
         is_new = not exists(registry, *name)
-        added = registry.add_psk(*name, octets, secret, create_device=True)
+        added = registry.add_psk(
+            *name,
+            octets,
+            secret,
+            create_device=True,
+            not_before=parse_optional_time(not_before),
+            not_after=parse_optional_time(not_after),
+            allow_weak=allow_weak,
+        )
     if as_json:
         shown = {"key": render_key(secret)} if generate else {}
         output.document(describe_psk(added) | {"device_created": is_new} | shown)
@@ -105,7 +100,107 @@ def add(
     )
     if generate:
         output.say(f"key {render_key(secret)}")
-        output.hint("the key is not shown again: put it on the device now")
+        output.hint(_NOT_AGAIN)
+
+
+@app.command()
+def rotate(
+    device: DeviceName,
+    config: ConfigFile,
+    identity: Annotated[
+        str | None,
+        typer.Option(
+            "--identity",
+            metavar="TEXT",
+            help="The PSK identity of the next key; if not given, that of the newest active one.",
+        ),
+    ] = None,
+    key: Key = None,
+    key_file: KeyFile = None,
+    generate: Generate = False,
+    not_before: NotBefore = None,
+    not_after: NotAfter = None,
+    allow_weak: AllowWeak = False,
+    tenant: TenantName = DEFAULT_TENANT,
+    as_json: AsJson = False,
+) -> None:
+    """Give a device its next key: a backup, until the device uses it.
+
+    From its first handshake by that key on, it is the device's active one. The keys before it are
+    retiring: good for `psk.grace_time` more, then refused. A device that never switches goes on as
+    it is. A key is made unless one is given.
+    """
+    name = parse_tenant(tenant), parse_device(device)
+    is_made = generate or (key is None and key_file is None)
+    secret = Source(key, key_file, is_made, allow_weak, GENERATED_LENGTH).read()
+    octets = None if identity is None else parse_identity(identity)
+    with open_registry(config) as registry:
+        followed = _followed(registry, *name)
+        added = registry.add_psk(
+            *name,
+            followed[-1].identity if octets is None else octets,
+            secret,
+            state=PskState.BACKUP,
+            not_before=parse_optional_time(not_before),
+            not_after=parse_optional_time(not_after),
+            allow_weak=allow_weak,
+        )
+    numbers = [f"psk-{entry.number}" for entry in followed]
+    if as_json:
+        shown = {"key": render_key(secret)} if is_made else {}
+        output.document(describe_psk(added) | {"follows": numbers} | shown)
+        return
+    output.say(
+        f"added psk-{added.number}: identity {render_identity(added.identity)!r} for device "
+        f"{device!r} of tenant {tenant!r}, which follows {', '.join(numbers)}"
+    )
+    if is_made:
+        output.say(f"key {render_key(secret)}")
+        output.hint(_NOT_AGAIN)
+    output.hint(
+        f"{', '.join(numbers)} stays active until the device uses psk-{added.number}, and is good "
+        "for `psk.grace_time` from then on"
+    )
+
+
+@app.command()
+def revoke(
+    config: ConfigFile,
+    key: Annotated[
+        str | None, typer.Argument(metavar="[KEY]", help="As `psk list` shows it: psk-7.")
+    ] = None,
+    identity: Annotated[
+        str | None,
+        typer.Option("--identity", metavar="TEXT", help="Every key of this PSK identity."),
+    ] = None,
+) -> None:
+    """Refuse a key from now on; sessions that it opened end within seconds.
+
+    Its identity stays the device's, also one that belongs to a batch: no key is derived for it.
+    """
+    if (key is None) == (identity is None):
+        raise Misused("say which key, or --identity", "`coapgate psk list` shows psk-1, psk-2 ...")
+    number = None
+    if key is not None:
+        match = _NUMBER.fullmatch(key)
+        if match is None:
+            raise Misused(f"{key!r} is no key", "as `coapgate psk list` shows it: psk-7")
+        number = int(match[1])
+    octets = None if identity is None else parse_identity(identity)
+    with open_registry(config) as registry:
+        revoked = registry.revoke_psks(number=number, identity=octets)
+        owner = revoked[0].tenant, revoked[0].device
+        is_left = any(entry.state != PskState.REVOKED for entry in registry.psks(*owner))
+    for entry in revoked:
+        output.say(
+            f"revoked psk-{entry.number}: identity {render_identity(entry.identity)!r} of device "
+            f"{entry.device!r} of tenant {entry.tenant!r}"
+        )
+    if not is_left:
+        tenant = "" if owner[0] == DEFAULT_TENANT else f" --tenant {owner[0]}"
+        output.hint(
+            f"no key is left to it: `coapgate psk add {owner[1]}{tenant} --generate` gives it one"
+        )
 
 
 @app.command("list")
@@ -134,7 +229,7 @@ def list_(
                 entry.device,
                 render_identity(entry.identity),
                 entry.state,
-                output.validity(entry.not_before, entry.not_after),
+                psk_validity(entry),
                 output.time(entry.added_at),
             )
             for entry in islice(entries, limit or None)
@@ -148,18 +243,11 @@ def list_(
         output.hint("there are more: --limit 0 shows all")
 
 
-def _read_key(file: Path) -> str:
-    """The one line of a file, or of standard input. Raises Misused, which shows none of it."""
-    try:
-        if str(file) == "-":
-            octets = sys.stdin.buffer.read(_MAX_KEY_FILE_SIZE + 1)
-        else:
-            with file.open("rb") as opened:
-                octets = opened.read(_MAX_KEY_FILE_SIZE + 1)
-    except OSError as error:
-        raise Misused(f"cannot read {str(file)!r}: {error.strerror}", KEY_FORMS) from error
-    try:
-        (line,) = octets.decode().splitlines()
-    except ValueError:
-        raise Misused(f"{str(file)!r} does not hold one line with a key", KEY_FORMS) from None
-    return line
+def _followed(registry: SqliteRegistry, tenant: Tenant, device: DeviceId) -> list[PskEntry]:
+    """The active keys of a device, at least one. Raises RegistryError."""
+    registry.get_device(tenant, device)
+    entries = registry.psks(tenant, device)
+    active = [entry for entry in entries if entry.state == PskState.ACTIVE]
+    if not active:
+        raise refusals.nothing_to_rotate(tenant, device)
+    return active

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from coapgate.cli.options import AsJson
+from coapgate.registry.batches import DEVICE_FIELD
 from coapgate.simulated.fleet.bounds import CONNECT_RATE, MAX_PAYLOAD_LENGTH, MAX_RATE
 
 _PAYLOAD = b"simulated "
@@ -30,6 +31,23 @@ def simulate(
         Path | None,
         typer.Option("--identities", metavar="FILE", help="CSV: identity,key, one device a line."),
     ] = None,
+    psk_batch: Annotated[
+        Path | None,
+        typer.Option(
+            "--psk-batch",
+            metavar="FILE",
+            help="The master key of a batch: devices have keys derived from it. - is standard "
+            "input.",
+        ),
+    ] = None,
+    psk_pattern: Annotated[
+        str,
+        typer.Option(
+            "--psk-pattern",
+            metavar="TEXT",
+            help="The pattern of that batch: acme-{device}. Devices are sim-1, sim-2 ...",
+        ),
+    ] = DEVICE_FIELD,
     certificates: Annotated[
         Path | None,
         typer.Option(
@@ -96,5 +114,5 @@ def simulate(
         loss=loss,
         seed=seed,
     )
-    credentials = Source(identities, certificates, ca).read(server, devices)
+    credentials = Source(identities, certificates, ca, psk_batch, psk_pattern).read(server, devices)
     run(server, plan, credentials, as_json=as_json)

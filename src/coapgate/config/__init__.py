@@ -10,6 +10,7 @@ from coapgate.config.settings import (
     LimitSettings,
     LogSettings,
     MqttSettings,
+    PskSettings,
     RegistrySettings,
     Settings,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "CoapSettings",
     "LimitSettings",
     "MqttSettings",
+    "PskSettings",
     "RegistrySettings",
     "HttpSettings",
     "LogSettings",

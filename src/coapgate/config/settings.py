@@ -131,6 +131,13 @@ class MqttSettings(_Section):
     """publications that wait at once; the next is answered 5.03"""
 
 
+class PskSettings(_Section):
+    """Keys that devices share with the gateway."""
+
+    grace_time: Seconds = Field(default=604_800.0, ge=0, le=31_536_000)
+    """seconds a key is good for after its device has used the next one"""
+
+
 class RegistrySettings(_Section):
     """Devices, credentials, trust anchors."""
 
@@ -175,6 +182,7 @@ class Settings(BaseSettings):
     coap: CoapSettings = CoapSettings()
     limits: LimitSettings = LimitSettings()
     mqtt: MqttSettings = MqttSettings()
+    psk: PskSettings = PskSettings()
     registry: RegistrySettings = RegistrySettings()
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()

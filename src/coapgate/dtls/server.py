@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 
 from coapgate.dtls import messages as m
@@ -27,6 +27,7 @@ from coapgate.dtls.handshake import (
     ServerHandshake,
     State,
 )
+from coapgate.dtls.negotiation import ServerCertificate
 from coapgate.dtls.records import CID_LENGTH, ContentType, Record
 from coapgate.dtls.store import AssociationStore
 from coapgate.dtls.traffic import Traffic
@@ -128,6 +129,17 @@ class Server:
 
     def find(self, association_id: bytes) -> Association | None:
         return self._associations.find(association_id)
+
+    @property
+    def certificate_chain(self) -> tuple[bytes, ...]:
+        """The certificates (DER) that new handshakes show; empty: there are none."""
+        certificate = self.settings.handshake.certificate
+        return () if certificate is None else certificate.chain
+
+    def exchange_certificate(self, certificate: ServerCertificate | None) -> None:
+        """Show another certificate, or none, in handshakes from now on; those under way go on."""
+        handshake = replace(self.settings.handshake, certificate=certificate)
+        self.settings = replace(self.settings, handshake=handshake)
 
     # --- datagrams
 

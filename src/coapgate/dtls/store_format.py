@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from coapgate.errors import StoreDamaged
-from coapgate.model import DeviceId, Identity, Method, Path, Tenant
+from coapgate.model import MARK_LENGTH, MARK_PART_LENGTH, DeviceId, Identity, Method, Path, Tenant
 
 SLOT_LENGTH = 512
 WORD_LENGTH = 8
@@ -66,6 +66,8 @@ _WORDS = struct.Struct("=5Q")
 _NO_ANSWERS = bytes(ANSWER_COUNT * ANSWER_LENGTH)
 _FIXED = struct.Struct(f"={ID_LENGTH}sHHdB")
 _METHODS = (Method.PSK, Method.X509)
+_METHOD, _VALUE_IS_DEVICE, _CREDENTIAL_IN_PATH, _ANCHOR_IN_PATH = 1, 2, 4, 8
+"""Bits of the octet that says the method."""
 
 
 class PathCodec(Protocol):
@@ -121,18 +123,29 @@ def encode_established(established: Established) -> bytes | None:
     """252 octets; None if it is longer, or the limit on plaintexts not of 16 bits.
 
     There is room for whatever AES-128 suites and names of 121 characters for tenant and device
-    together make; 113 with a Connection ID of 8 octets for the peer, too.
+    together make; 113 with a Connection ID of 8 octets for the peer, too, and 24 less for each
+    intermediate. What names the device in its certificate takes its own room where that is not
+    the device's name.
     """
     identity = established.identity
     assert len(established.id) == ID_LENGTH
     if not 0 <= established.max_plaintext <= 0xFFFF:
         return None
+    anchor, credential, value = identity.anchor or b"", identity.credential, identity.value
+    flags = _METHODS.index(identity.method)
+    # What the rest tells already is left out.
+    if value == identity.device:
+        flags, value = flags | _VALUE_IS_DEVICE, ""
+    if identity.path and credential == _credential(identity.path):
+        flags, credential = flags | _CREDENTIAL_IN_PATH, ""
+    if identity.path and anchor[:MARK_PART_LENGTH] == _last_issuer(identity.path):
+        flags, anchor = flags | _ANCHOR_IN_PATH, anchor[MARK_PART_LENGTH:]
     content = _FIXED.pack(
         established.id,
         established.suite,
         established.max_plaintext,
         math.nan if identity.not_after is None else identity.not_after,
-        _METHODS.index(identity.method),
+        flags,
     )
     for octets in (
         established.key_block,
@@ -140,8 +153,10 @@ def encode_established(established: Established) -> bytes | None:
         established.sent_cid,
         identity.tenant.encode(),
         identity.device.encode(),
-        identity.credential.encode(),
-        identity.anchor or b"",
+        credential.encode(),
+        anchor,
+        value.encode(),
+        identity.path,
     ):
         if len(octets) > 255:
             return None
@@ -151,25 +166,39 @@ def encode_established(established: Established) -> bytes | None:
 
 def parse_established(content: bytes) -> Established:
     """Of what was opened, and so is what `encode_established` made."""
-    association_id, suite, max_plaintext, not_after, method = _FIXED.unpack_from(content)
+    association_id, suite, max_plaintext, not_after, flags = _FIXED.unpack_from(content)
     fields = []
     at = _FIXED.size
-    for _ in range(7):
+    for _ in range(9):
         begin = at + 1
         at = begin + content[at]
         fields.append(content[begin:at])
-    key_block, received_cid, sent_cid, tenant, device, credential, anchor = fields
+    key_block, received_cid, sent_cid, tenant, device, credential, anchor, value, path = fields
+    if flags & _ANCHOR_IN_PATH:
+        anchor = _last_issuer(path) + anchor
     identity = Identity(
         Tenant(tenant.decode()),
         DeviceId(device.decode()),
-        _METHODS[method],
-        credential.decode(),
+        _METHODS[flags & _METHOD],
+        _credential(path) if flags & _CREDENTIAL_IN_PATH else credential.decode(),
         anchor or None,
         None if math.isnan(not_after) else not_after,
+        device.decode() if flags & _VALUE_IS_DEVICE else value.decode(),
+        path,
     )
     return Established(
         association_id, identity, suite, key_block, received_cid, sent_cid, max_plaintext
     )
+
+
+def _credential(path: bytes) -> str:
+    """What a certificate is called after the part of its fingerprint that a path holds."""
+    return f"sha256:{path[MARK_LENGTH - MARK_PART_LENGTH : MARK_LENGTH].hex()}"
+
+
+def _last_issuer(path: bytes) -> bytes:
+    """The first octets of the anchor's key id."""
+    return path[-MARK_LENGTH:][:MARK_PART_LENGTH]
 
 
 def encode_path(packed: bytes) -> bytes:

@@ -7,6 +7,7 @@ import warnings
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from coapgate.errors import CertificateError, Reason, Refused
 from coapgate.model import DeviceIdSource, Tenant, TrustAnchor, is_name
@@ -17,6 +18,9 @@ from coapgate.pki.certificates import (
     read_statements,
 )
 from coapgate.pki.keys import UNREADABLE
+from coapgate.pki.templates import parse_template, parse_tenant_rule
+
+CURVE_NAMES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
 
 _HINTS = {
     Reason.MALFORMED: "an X.509 version 3 certificate of an authority is wanted",
@@ -70,6 +74,44 @@ def parse_anchor(
         device_id_source=device_id_source,
         auto_provision=auto_provision,
     )
+
+
+def check_rules(anchor: TrustAnchor) -> None:
+    """Whether what an anchor says of its devices can be carried out. Raises CertificateError."""
+    if anchor.device_id_template:
+        parse_template(anchor.device_id_template, "device-id template")
+    if anchor.tenant_template:
+        parse_tenant_rule(anchor.tenant_template, anchor.tenants)
+    elif anchor.tenants:
+        raise CertificateError(
+            "a list of tenants comes without a tenant template",
+            "say which field of a certificate names the tenant, or --tenant for a single one",
+        )
+    for tenant in anchor.tenants:
+        if not is_name(tenant):
+            raise CertificateError(
+                f"the tenant {tenant!r} of a trust anchor cannot be used",
+                "1 to 64 letters, digits and . _ ~ : -",
+            )
+    if anchor.crl_mode == "hard" and not anchor.crl_files:
+        raise CertificateError(
+            "the mode hard comes without a revocation list",
+            "no device would be let in: name the files of the lists, or leave it soft",
+        )
+    if anchor.max_validity is not None and not anchor.max_validity > 0:
+        raise CertificateError("the longest validity accepted is not above 0 seconds")
+
+
+def describe_key(anchor: TrustAnchor) -> str:
+    """What kind of key an anchor has, for people: `P-256`, `RSA of 2048 bits`."""
+    key = x509.load_der_x509_certificate(anchor.certificate).public_key()
+    match key:
+        case ec.EllipticCurvePublicKey(curve=curve):
+            return CURVE_NAMES.get(curve.name, curve.name)
+        case rsa.RSAPublicKey(key_size=size):
+            return f"RSA of {size} bits"
+        case _:
+            return "Ed25519"
 
 
 def _decode(pem: bytes) -> bytes:

@@ -15,10 +15,9 @@ from typing import NamedTuple, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ed25519
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from coapgate.errors import Reason, Refused
-from coapgate.model import DeviceIdSource, is_name
 from coapgate.pki.keys import UNREADABLE, PublicKey, key_fault, public_key, signature_fault
 
 MAX_CERTIFICATE_SIZE = 16384
@@ -43,11 +42,6 @@ HANDLED_EXTENSIONS: frozenset[type[x509.ExtensionType]] = frozenset(
     }
 )
 """What is judged here; another one that is critical is left to the verifier."""
-
-SUBJECT_ATTRIBUTES = {
-    DeviceIdSource.CN: NameOID.COMMON_NAME,
-    DeviceIdSource.SERIAL_NUMBER: NameOID.SERIAL_NUMBER,
-}
 
 Read = TypeVar("Read")
 Extension = TypeVar("Extension", bound=x509.ExtensionType)
@@ -88,7 +82,7 @@ def parse_certificate(octets: bytes) -> Certificate:
     """Parse DER, without its extensions. Raises Refused (malformed)."""
     if len(octets) > MAX_CERTIFICATE_SIZE:
         raise Refused(Reason.MALFORMED, f"a certificate of {len(octets)} octets")
-    return _read(lambda: _parse(octets))
+    return read(lambda: _parse(octets))
 
 
 def leaf_public_key(octets: bytes) -> PublicKey:
@@ -99,7 +93,7 @@ def leaf_public_key(octets: bytes) -> PublicKey:
     # The library warns of oddities on standard error: peers must not write there.
     with warnings.catch_warnings(action="ignore"):
         certificate = parse_certificate(octets).parsed
-        key = _read(lambda: public_key(certificate))
+        key = read(lambda: public_key(certificate))
     fault = key_fault(key)
     if fault or not isinstance(key, PublicKey):
         raise Refused(Reason.WEAK_KEY, fault)
@@ -108,7 +102,7 @@ def leaf_public_key(octets: bytes) -> PublicKey:
 
 def read_statements(certificate: x509.Certificate) -> Statements:
     """Read what a certificate says. Raises Refused (malformed)."""
-    return _read(lambda: _read_statements(certificate))
+    return read(lambda: _read_statements(certificate))
 
 
 def judge_certificate(says: Statements, wall: float) -> None:
@@ -162,27 +156,15 @@ def judge_issuer(says: Statements, beneath: int) -> None:
         )
 
 
-def device_value(certificate: x509.Certificate, source: DeviceIdSource) -> str:
-    """The one value that names the device, exactly as the certificate says it.
-
-    Raises Refused (malformed) unless it occurs exactly once and may be a device id.
-    """
-    values = _read(lambda: _values(certificate, source))
-    if len(values) != 1:
-        raise Refused(Reason.MALFORMED, f"{len(values)} values of {source}, exactly one is wanted")
-    if not is_name(values[0]):
-        raise Refused(Reason.MALFORMED, f"{source} {printable(values[0])} is no device id")
-    return values[0]
-
-
 def printable(text: str) -> str:
     """A peer's text for a log line: quoted, ASCII, short."""
     return ascii(text[:MAX_SHOWN])
 
 
-def _read(read: Callable[[], Read]) -> Read:
+def read(find: Callable[[], Read]) -> Read:
+    """What `find` gives, which reads a peer's certificate. Raises Refused (malformed)."""
     try:
-        return read()
+        return find()
     except UNREADABLE as error:
         raise Refused(Reason.MALFORMED, "a certificate does not parse") from error
 
@@ -251,14 +233,3 @@ def _read_statements(certificate: x509.Certificate) -> Statements:
 def _judge_purposes(says: Statements) -> None:
     if not says.serves_clients:
         raise Refused(Reason.WRONG_USAGE, "ExtendedKeyUsage without clientAuth")
-
-
-def _values(certificate: x509.Certificate, source: DeviceIdSource) -> list[str]:
-    if source is DeviceIdSource.SAN_URI:
-        try:
-            names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-        except x509.ExtensionNotFound:
-            return []
-        return names.value.get_values_for_type(x509.UniformResourceIdentifier)
-    attributes = certificate.subject.get_attributes_for_oid(SUBJECT_ATTRIBUTES[source])
-    return [str(each.value) for each in attributes]

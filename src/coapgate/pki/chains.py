@@ -25,11 +25,10 @@ from cryptography import x509
 from cryptography.x509 import verification
 
 from coapgate.errors import CertificateError, Reason, Refused
-from coapgate.model import TrustAnchor
+from coapgate.model import Tenant, TrustAnchor
 from coapgate.pki.certificates import (
     Certificate,
     Statements,
-    device_value,
     judge_certificate,
     judge_device,
     judge_issuer,
@@ -39,6 +38,8 @@ from coapgate.pki.certificates import (
 )
 from coapgate.pki.intermediates import Edge, Intermediate, Intermediates
 from coapgate.pki.keys import UNREADABLE, is_signed_by
+from coapgate.pki.revocation import issuer_mark, key_id_of, mark
+from coapgate.pki.templates import Template, TenantRule, parse_template, parse_tenant_rule
 
 MAX_CERTIFICATES = 10
 MAX_PATHS = 8
@@ -50,6 +51,8 @@ MAX_WAYS = 64
 MAX_UNPROVEN_SIZE = 2048
 """Octets of a leaf that is read before its signature is verified, which the verifier does once
 more. Reading a thousand names costs more than that."""
+
+DAY = 86400.0
 
 MAX_CLAIMED_SIZE = 256
 """Octets of a subject that is read for a log, before anything of it is proven."""
@@ -64,15 +67,18 @@ _AUTHORITY_POLICY = _PERMIT_ALL.require_present(
 
 @dataclass(frozen=True, slots=True)
 class VerifiedChain:
-    """What a chain proves: the anchor, and the value by which it knows the device.
+    """What a chain proves: the anchor, whose devices they are, and how it calls this one.
 
-    `fingerprint` is the SHA-256 of the leaf, 32 octets. `not_after` is when the first certificate
-    of the path ends, the anchor's included, in Unix seconds.
+    `fingerprint` is the SHA-256 of the leaf, 32 octets; `path` is how the certificates below the
+    anchor are remembered (`revocation`). `not_after` is when the first certificate of the path
+    ends, the anchor's included, in Unix seconds.
     """
 
     anchor: TrustAnchor
+    tenant: Tenant
     value: str
     fingerprint: bytes
+    path: bytes
     not_after: float
 
 
@@ -84,6 +90,8 @@ class _Anchor:
     certificate: Certificate
     says: Statements
     policy: verification.PolicyBuilder
+    device: Template
+    tenant: TenantRule | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,13 +242,50 @@ class _Attempt:
             self._ask_verifier(path, statements)
         for certificate, says in zip(path.certificates[1:-1], statements[1:-1], strict=True):
             self._known.add(Intermediate(certificate, says))
-        leaf, trusted = path.certificates[0], path.anchor.trusted
-        return VerifiedChain(
-            trusted,
-            device_value(leaf.parsed, trusted.device_id_source),
-            hashlib.sha256(leaf.octets).digest(),
-            min(says.not_after for says in statements),
+        return self._conclude(path, statements)
+
+    def _conclude(self, path: _Path, statements: Sequence[Statements]) -> VerifiedChain:
+        """What a path that holds says of its device. Raises Refused."""
+        leaf, anchor, says = path.certificates[0], path.anchor, statements[0]
+        longest, lasts = anchor.trusted.max_validity, says.not_after - says.not_before
+        if longest is not None and lasts > longest:
+            raise Refused(
+                Reason.WRONG_USAGE,
+                f"valid for {lasts / DAY:.0f} days, the anchor accepts {longest / DAY:.0f}",
+            )
+        tenant = (
+            anchor.trusted.tenant if anchor.tenant is None else anchor.tenant.render(leaf.parsed)
         )
+        fingerprint = hashlib.sha256(leaf.octets).digest()
+        issuer, above = self._marks(path)
+        return VerifiedChain(
+            anchor.trusted,
+            tenant,
+            anchor.device.render(leaf.parsed),
+            fingerprint,
+            issuer + mark(leaf.parsed, fingerprint) + above,
+            min(each.not_after for each in statements),
+        )
+
+    def _marks(self, path: _Path) -> tuple[bytes, bytes]:
+        """How the leaf's issuer is remembered as such, and the intermediates of a proven path."""
+        anchor = issuer_mark(path.anchor.trusted.key_id)
+        intermediates = path.certificates[1:-1]
+        if not intermediates:
+            return anchor, b""
+        way = tuple(each.octets for each in path.certificates[1:])
+        known = self._known.marks(way)
+        if known is None:
+            issuers = [issuer_mark(key_id_of(each.parsed)) for each in intermediates]
+            known = (
+                issuers[0],
+                b"".join(
+                    issuer + mark(each.parsed, hashlib.sha256(each.octets).digest())
+                    for issuer, each in zip([*issuers[1:], anchor], intermediates, strict=True)
+                ),
+            )
+            self._known.add_marks(way, *known)
+        return known
 
     def _judge(self, path: _Path, index: int) -> None:
         """Judge one certificate of a path by our own rules. Raises Refused."""
@@ -324,7 +369,17 @@ def _load_anchor(trusted: TrustAnchor) -> _Anchor:
             f"the key of the trust anchor {trusted.name!r} is not accepted: {says.key_fault}",
             f"remove it: coapgate anchor remove {trusted.name}",
         )
-    return _Anchor(trusted, certificate, says, _policy(certificate.parsed))
+    template = trusted.device_id_template or f"{{{trusted.device_id_source}}}"
+    return _Anchor(
+        trusted,
+        certificate,
+        says,
+        _policy(certificate.parsed),
+        parse_template(template),
+        parse_tenant_rule(trusted.tenant_template, trusted.tenants)
+        if trusted.tenant_template
+        else None,
+    )
 
 
 def _policy(trusted: x509.Certificate) -> verification.PolicyBuilder:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import datetime
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -31,6 +31,7 @@ SignatureHash = hashes.SHA224 | hashes.SHA256 | hashes.SHA384 | hashes.SHA512
 
 DAY = 86400.0
 LIFETIME = 30 * 365 * DAY
+LIST_LIFETIME = 30 * DAY
 
 
 def key_usage(*, digital_signature: bool = False, key_cert_sign: bool = False) -> x509.KeyUsage:
@@ -78,6 +79,22 @@ SERVER = Profile(
 )
 
 
+def encode_chain(chain: Sequence[bytes]) -> bytes:
+    """Certificates, DER, as PEM in the same order."""
+    return b"".join(
+        x509.load_der_x509_certificate(certificate).public_bytes(serialization.Encoding.PEM)
+        for certificate in chain
+    )
+
+
+def write_secret(file: Path, octets: bytes) -> None:
+    """Write a new file that nobody else may read. Raises FileExistsError and OSError."""
+    # The mode is given at creation: a key is never readable by others, not for a moment.
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as opened:
+        opened.write(octets)
+
+
 def common_name(*values: str) -> x509.Name:
     """A subject of nothing but these CNs; usually one."""
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, value) for value in values])
@@ -101,8 +118,8 @@ def build_certificate(
         .issuer_name(issuer)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(datetime.datetime.fromtimestamp(not_before, datetime.UTC))
-        .not_valid_after(datetime.datetime.fromtimestamp(not_after, datetime.UTC))
+        .not_valid_before(_datetime(not_before))
+        .not_valid_after(_datetime(not_after))
     )
     for extension, critical in _extensions(profile, public_key, signing_key):
         builder = builder.add_extension(extension, critical)
@@ -120,10 +137,7 @@ class IssuedCertificate:
 
     @property
     def chain_pem(self) -> bytes:
-        return b"".join(
-            x509.load_der_x509_certificate(certificate).public_bytes(serialization.Encoding.PEM)
-            for certificate in self.chain
-        )
+        return encode_chain(self.chain)
 
     @property
     def key_pem(self) -> bytes:
@@ -140,10 +154,7 @@ class IssuedCertificate:
         Raises FileExistsError rather than overwrite a key, and OSError.
         """
         certificate_file, key_file = directory / f"{name}.pem", directory / f"{name}.key"
-        # The mode is given at creation: a key is never readable by others, not for a moment.
-        descriptor = os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(self.key_pem)
+        write_secret(key_file, self.key_pem)
         certificate_file.write_bytes(self.chain_pem)
         return certificate_file, key_file
 
@@ -234,9 +245,48 @@ class FactoryCa:
             subject, public_key, issuer, self.key, profile, wall=self.created_at
         )
 
+    def sign_list(
+        self,
+        revoked: Mapping[int, float],
+        *,
+        number: int = 1,
+        this_update: float | None = None,
+        next_update: float | None = None,
+        extensions: Sequence[tuple[x509.ExtensionType, bool]] = (),
+    ) -> x509.CertificateRevocationList:
+        """Sign a list of what is revoked: serial numbers, and when each was (Unix seconds).
+
+        `this_update` and `next_update` are Unix seconds; None is the moment the authority was
+        created at, and 30 days after it. `extensions` are further ones, with whether each is
+        critical.
+        """
+        begins = self.created_at if this_update is None else this_update
+        ends = begins + LIST_LIFETIME if next_update is None else next_update
+        builder = x509.CertificateRevocationListBuilder(
+            self.certificate.subject,
+            _datetime(begins),
+            _datetime(ends),
+            revoked_certificates=[
+                x509.RevokedCertificateBuilder(serial, _datetime(at)).build()
+                for serial, at in revoked.items()
+            ],
+        )
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+        builder = builder.add_extension(issuer, critical=False)
+        builder = builder.add_extension(x509.CRLNumber(number), critical=False)
+        for extension, critical in extensions:
+            builder = builder.add_extension(extension, critical)
+        if isinstance(self.key, ed25519.Ed25519PrivateKey):
+            return builder.sign(self.key, None)
+        return builder.sign(self.key, hashes.SHA256())
+
 
 def _generate_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
+
+
+def _datetime(wall: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(wall, datetime.UTC)
 
 
 def _encode(certificate: x509.Certificate) -> bytes:

@@ -14,7 +14,7 @@ from cryptography.x509 import verification
 from coapgate.pki.certificates import Certificate, Statements
 
 MAX_KNOWN = 256
-"""Remembered signatures, intermediates, and ways from one to an anchor: as many of each."""
+"""Remembered signatures, intermediates, and ways from one to an anchor: as many of each kind."""
 
 Edge = tuple[bytes, bytes]
 """A certificate and one that may be its issuer, both DER."""
@@ -37,6 +37,7 @@ class Intermediates:
         self._signed: set[Edge] = set()
         self._read: dict[bytes, Intermediate] = {}
         self._policies: dict[Way, verification.PolicyBuilder] = {}
+        self._marks: dict[Way, tuple[bytes, bytes]] = {}
 
     def find(self, octets: bytes) -> Intermediate | None:
         """One that was read before."""
@@ -69,3 +70,13 @@ class Intermediates:
         if len(self._policies) >= MAX_KNOWN:
             self._policies.clear()
         self._policies[way] = policy
+
+    def marks(self, way: Way) -> tuple[bytes, bytes] | None:
+        """How the first of a way is remembered as an issuer, and all of it but its anchor."""
+        return self._marks.get(way)
+
+    def add_marks(self, way: Way, issuer: bytes, marks: bytes) -> None:
+        """Of a way that was proven."""
+        if len(self._marks) >= MAX_KNOWN:
+            self._marks.clear()
+        self._marks[way] = (issuer, marks)

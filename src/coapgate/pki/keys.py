@@ -71,14 +71,14 @@ def key_fault(key: CertificatePublicKeyTypes | None) -> str:
             return "an unknown kind of key"
 
 
-def signature_fault(certificate: x509.Certificate) -> str:
-    """Why the algorithm a certificate is signed with is not accepted, or "" if it is."""
-    oid = certificate.signature_algorithm_oid
+def signature_fault(signed: x509.Certificate | x509.CertificateRevocationList) -> str:
+    """Why the algorithm something is signed with is not accepted, or "" if it is."""
+    oid = signed.signature_algorithm_oid
     if oid not in SIGNATURE_ALGORITHMS:
         return f"signature algorithm {oid.dotted_string}"
     if oid == SignatureAlgorithmOID.ED25519:
         return ""
-    algorithm = certificate.signature_hash_algorithm
+    algorithm = signed.signature_hash_algorithm
     if isinstance(algorithm, SIGNATURE_HASHES):
         return ""
     return "a signature over an unknown hash" if algorithm is None else f"hash {algorithm.name}"

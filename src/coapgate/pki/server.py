@@ -30,10 +30,12 @@ class ServerCertificate:
     @property
     def not_after(self) -> float:
         """When the first certificate of the chain ends, in Unix seconds."""
-        return min(
-            x509.load_der_x509_certificate(each).not_valid_after_utc.timestamp()
-            for each in self.chain
-        )
+        return min(not_after(each) for each in self.chain)
+
+
+def not_after(certificate: bytes) -> float:
+    """When a certificate (DER) ends, in Unix seconds."""
+    return x509.load_der_x509_certificate(certificate).not_valid_after_utc.timestamp()
 
 
 def load_server_certificate(certificate_file: Path, key_file: Path) -> ServerCertificate:

@@ -4,14 +4,69 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from coapgate.model import Device, DeviceId, PskCredential, Tenant, TrustAnchor
+from coapgate.model import (
+    AnchorState,
+    Batch,
+    Device,
+    DeviceId,
+    PskCredential,
+    PskState,
+    Tenant,
+    TrustAnchor,
+)
+
+MAX_CHANGES = 10_000
+"""Changes that are kept for those who ask what has changed; older ones are forgotten."""
+
+MAX_REVOKED_CERTIFICATES = 100_000
+"""Certificates that are revoked one by one: a running gateway holds them in memory."""
+
+USE_INTERVAL = 86_400.0
+"""Seconds: when a certificate was used last is known to within a day."""
+
+MAX_USES = 65_536
+"""Uses of certificates that wait to be written; what comes while they are so many is not noted."""
+
+
+class Change(NamedTuple):
+    """What may end associations, or may not.
+
+    `kind` is `device` (of `tenant` and `device`: it, its keys or what its certificates name),
+    `batch` (of `tenant`: all devices with keys derived from it), `anchor` (`key_id`) or
+    `certificate` (one below the anchor `key_id` was revoked). `number` counts changes.
+    """
+
+    number: int
+    kind: str
+    tenant: Tenant | None = None
+    device: DeviceId | None = None
+    key_id: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RevokedCertificate:
+    """A certificate below the anchor `key_id` that is believed no longer.
+
+    Either `serial` (big-endian, at most 20 octets), from the issuer whose SubjectPublicKeyInfo has
+    a SHA-256 that begins with `issuer` (8 octets; empty: whoever issued it), or `fingerprint`: the
+    first 8 or 16 octets of its own SHA-256.
+    """
+
+    key_id: bytes
+    serial: bytes = b""
+    issuer: bytes = b""
+    fingerprint: bytes = b""
+    added_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class PskEntry:
-    """A PSK credential as an operator may see it: without its secret. Times in Unix seconds."""
+    """A PSK credential as an operator may see it: without its secret. Times in Unix seconds.
+
+    `batch` is the name of the batch that it is derived from; None: it is a key of its own.
+    """
 
     number: int
     tenant: Tenant
@@ -21,6 +76,8 @@ class PskEntry:
     added_at: float
     not_before: float | None = None
     not_after: float | None = None
+    retiring_until: float | None = None
+    batch: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +85,14 @@ class CertificateEntry:
     """A certificate value that speaks for a device, below the anchor with this key.
 
     `anchor` is that anchor's name; None: it was removed, and the pair proves nothing until
-    an anchor with the same public key is added again.
+    an anchor with the same public key is added again. `used_at` is when one last let its device in
+    (Unix seconds), to within a day; None: not since the anchor was added.
     """
 
     key_id: bytes
     anchor: str | None
     value: str
+    used_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +132,31 @@ class Registry(Protocol):
         """Every key an identity may be proven with (at most 4), in an order that stays.
 
         Keys of disabled devices, outside their validity or revoked are among them: that is
-        judged once the peer has proven one, so that a stranger learns nothing.
+        judged once the peer has proven one, so that a stranger learns nothing. An identity that
+        has no key and fits the pattern of a batch has the one derived from it, with number 0.
         """
 
     async def find_psk_number(self, number: int) -> PskCredential | None:
         """The key `psk-N`, without its secret, as it is now; None: it was removed.
 
         One that its identity may be proven with no longer is among them, as `revoked`.
+        """
+
+    async def promote(self, number: int, grace_time: float) -> bool:
+        """Make the backup `psk-N` active, since its device has used it.
+
+        The active and backup keys that its device had before it are retiring, for `grace_time`
+        seconds. False: it is no backup any more; True is answered once, whoever asks.
+        """
+
+    async def register_derived(self, credential: PskCredential) -> tuple[PskCredential, bool]:
+        """The device of a derived key that was proven (number 0) is there from now on.
+
+        The answer is the key as it is registered now, without its secret, and whether this call
+        has done that: of parallel first contacts one has.
+
+        Raises AlreadyExists if the device exists without it or the identity has a key of its own,
+        NotFound if the batch is not active any more, BatchFull if it has as many devices as it may.
         """
 
     async def find_device(self, tenant: Tenant, device: DeviceId) -> Device | None:
@@ -93,16 +170,46 @@ class Registry(Protocol):
     ) -> Device | None:
         """The device of that name, if any certificate below the anchor `key_id` speaks for it."""
 
-    async def provision(self, anchor: TrustAnchor, device: DeviceId, value: str) -> Device:
-        """Create a device of the anchor's tenant that certificates with `value` speak for.
+    async def provision(
+        self, anchor: TrustAnchor, device: DeviceId, value: str, tenant: Tenant | None = None
+    ) -> Device:
+        """Create a device that certificates with `value` speak for, with the anchor's labels.
 
-        If that very pair is there already (parallel first contacts), the answer is its device.
+        It is of `tenant`, if that is given, else of the anchor's. If that very pair is there
+        already (parallel first contacts), the answer is its device.
 
         Raises AlreadyExists if the device exists without it: provisioning only ever creates.
         """
 
     async def anchors(self) -> tuple[TrustAnchor, ...]:
-        """The trust anchors that may be believed now, in order of name."""
+        """The trust anchors that may be believed now, in order of name.
+
+        The same tuple as before while nothing has changed.
+        """
+
+    async def revoked_certificates(self) -> tuple[RevokedCertificate, ...]:
+        """Those revoked one by one, at least as new as the last answer of `anchors`.
+
+        The same tuple as before while nothing has changed.
+        """
+
+    def note_use(self, key_id: bytes, value: str) -> None:
+        """A certificate with `value` below the anchor `key_id` has let its device in just now.
+
+        That is kept in memory until `write_uses`, and of at most MAX_USES.
+        """
+
+    async def write_uses(self) -> int:
+        """Write the uses that were noted, each at most once a day; the answer is how many."""
+
+    def newest_change(self) -> int:
+        """The number of the newest change; 0: there was none."""
+
+    def changes(self, after: int) -> tuple[Change, ...] | None:
+        """The changes after number `after`, oldest first.
+
+        None: some of them are forgotten, and anything may have changed.
+        """
 
     def max_keys_per_identity(self) -> int:
         """At least the number of keys of the identity that has most, 1 to 4."""
@@ -138,11 +245,18 @@ class Administration(Protocol):
         secret: bytes,
         *,
         create_device: bool = False,
+        state: PskState = PskState.ACTIVE,
+        not_before: float | None = None,
+        not_after: float | None = None,
+        allow_weak: bool = False,
     ) -> PskEntry:
-        """Add a key to an identity: its first, or one more that the device may switch to.
+        """Add a key to an identity: its first, or one more that the device may use too.
 
-        `create_device` creates the device if no tenant has one of that name; if another tenant
-        has, that is more likely a slip than a wish, and NotFound.
+        A `state` of `backup` makes it the next key of its device (`Registry.promote`), which must
+        have one. `create_device` creates the device if no tenant has one of that name; if another
+        tenant has, that is more likely a slip than a wish, and NotFound. Where all places of an
+        identity are taken, keys that were revoked or have ended make room. `allow_weak` accepts
+        keys of fewer than 16 octets.
 
         Raises NotFound without the device, AlreadyExists if the identity belongs to another
         device or has this very key, RegistryError if it has as many keys as it may have,
@@ -153,6 +267,40 @@ class Administration(Protocol):
         self, tenant: Tenant | None = None, device: DeviceId | None = None
     ) -> Iterator[PskEntry]:
         """PSK credentials in order of number: all, a tenant's, or a device's."""
+
+    def revoke_psks(
+        self, *, number: int | None = None, identity: bytes | None = None
+    ) -> tuple[PskEntry, ...]:
+        """Revoke the key `psk-N`, or every key of an identity; the answer is those keys now.
+
+        The identity stays its device's, so that nobody else is ever known by it. One that fits an
+        active batch and has no key yet is registered as revoked, with its device if there is none:
+        a device that was stolen before its first contact.
+
+        Raises NotFound.
+        """
+
+    def add_batch(self, batch: Batch, secret: bytes, *, allow_weak: bool = False) -> Batch:
+        """Keep a batch and its master key; `number`, `device_count` and `added_at` are given to it.
+
+        Raises AlreadyExists if its name is taken, or if an active batch's pattern and its own could
+        fit one identity; KeyFileError if the key cannot be encrypted.
+        """
+
+    def batches(self) -> tuple[Batch, ...]:
+        """Every batch, in order of name."""
+
+    def get_batch(self, name: str) -> Batch:
+        """Raises NotFound."""
+
+    def get_batch_secret(self, name: str) -> bytes:
+        """Its master key. Raises NotFound, KeyFileError."""
+
+    def batch_psks(self, name: str) -> Iterator[PskEntry]:
+        """The derived keys that were registered, in order of number. Raises NotFound."""
+
+    def revoke_batch(self, name: str) -> Batch:
+        """Believe keys derived from it no longer. Raises NotFound."""
 
     def add_anchor(self, anchor: TrustAnchor) -> None:
         """Raises AlreadyExists if its name or its public key is taken: one key is one anchor."""
@@ -167,6 +315,38 @@ class Administration(Protocol):
 
     def anchors_all(self) -> tuple[TrustAnchor, ...]:
         """Every trust anchor whatever its state, in order of name."""
+
+    def get_anchor(self, name: str) -> TrustAnchor:
+        """Raises NotFound."""
+
+    def set_anchor_state(self, name: str, state: AnchorState) -> TrustAnchor:
+        """Raises NotFound."""
+
+    def change_anchor(self, anchor: TrustAnchor) -> None:
+        """Let an anchor's provisioning, labels, limits, lists and certificate be these.
+
+        Its name and public key tell which it is; what names devices and tenants stays.
+
+        Raises NotFound.
+        """
+
+    def anchor_devices(self, key_id: bytes, used_since: float | None = None) -> int:
+        """How many devices certificates below an anchor speak for.
+
+        With `used_since` (Unix seconds), only those that one has let in since then.
+        """
+
+    def revoke_certificate(self, revoked: RevokedCertificate) -> bool:
+        """Believe a certificate no longer. False: it was revoked already.
+
+        Raises RegistryError if there are MAX_REVOKED_CERTIFICATES.
+        """
+
+    def revoked_certificates_all(self) -> tuple[RevokedCertificate, ...]:
+        """As `Registry.revoked_certificates`, below whatever anchor, in order of revocation."""
+
+    def restore_certificate(self, revoked: RevokedCertificate) -> bool:
+        """Take back that very revocation. False: there is none."""
 
     def trust(
         self,

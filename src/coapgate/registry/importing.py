@@ -24,9 +24,10 @@ MAX_LINE_LENGTH = 4096
 _FIRST_LINE = f"the first line names the columns, in any order: {','.join(COLUMNS)}"
 
 
-def read_csv(file: BinaryIO) -> Iterator[NewDevice | BadLine]:
+def read_csv(file: BinaryIO, *, allow_weak: bool = False) -> Iterator[NewDevice | BadLine]:
     """Read a file line by line, whatever its size. Empty lines are skipped.
 
+    `allow_weak` accepts keys of fewer than 16 octets.
     A first line that does not name the columns is the only thing said about a file.
     """
     lines = _lines(file)
@@ -40,7 +41,7 @@ def read_csv(file: BinaryIO) -> Iterator[NewDevice | BadLine]:
         return
     for number, octets in lines:
         try:
-            yield _parse_line(number, octets, order)
+            yield _parse_line(number, octets, order, allow_weak=allow_weak)
         except Misused as error:
             yield BadLine(number, str(error), error.hint)
 
@@ -65,7 +66,7 @@ def _parse_header(octets: bytes) -> Sequence[int]:
     return [names.index(column) for column in COLUMNS]
 
 
-def _parse_line(number: int, octets: bytes, order: Sequence[int]) -> NewDevice:
+def _parse_line(number: int, octets: bytes, order: Sequence[int], *, allow_weak: bool) -> NewDevice:
     cells = _parse_cells(octets)
     if len(cells) != len(COLUMNS):
         raise Misused(
@@ -77,7 +78,11 @@ def _parse_line(number: int, octets: bytes, order: Sequence[int]) -> NewDevice:
     tenant = tenant or DEFAULT_TENANT
     refusals.check_name(tenant, "tenant")
     return NewDevice(
-        number, Tenant(tenant), DeviceId(device), psk.parse_identity(identity), psk.parse_key(key)
+        number,
+        Tenant(tenant),
+        DeviceId(device),
+        psk.parse_identity(identity),
+        psk.parse_key(key, allow_weak=allow_weak),
     )
 
 

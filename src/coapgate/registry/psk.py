@@ -16,7 +16,7 @@ import base64
 import binascii
 
 from coapgate.errors import Misused
-from coapgate.model import MAX_IDENTITY_LENGTH, MAX_KEY_LENGTH, MIN_KEY_LENGTH
+from coapgate.model import MAX_IDENTITY_LENGTH, MAX_KEY_LENGTH, MIN_KEY_LENGTH, PskState
 
 KEY_FORMS = (
     "write hex:00112233445566778899aabbccddeeff, base64:ABEiM0RVZneImaq7zN3u/w== "
@@ -26,7 +26,7 @@ KEY_FORMS = (
 _PREFIXES = ("hex:", "base64:", "text:")
 
 
-def parse_key(text: str) -> bytes:
+def parse_key(text: str, *, allow_weak: bool = False) -> bytes:
     """Read a key that says how it is written. No error shows any of it.
 
     Raises Misused.
@@ -34,7 +34,7 @@ def parse_key(text: str) -> bytes:
     octets = _parse_prefixed(text, "the key")
     if octets is None:
         raise Misused("a key says how it is written, by hex:, base64: or text:", KEY_FORMS)
-    check_key(octets)
+    check_key(octets, allow_weak=allow_weak)
     return octets
 
 
@@ -43,9 +43,15 @@ def render_key(secret: bytes) -> str:
     return f"hex:{secret.hex()}"
 
 
-def check_key(secret: bytes) -> None:
-    """Raises Misused unless this can be a key: 16 to 64 octets."""
-    if not MIN_KEY_LENGTH <= len(secret) <= MAX_KEY_LENGTH:
+def check_key(secret: bytes, *, allow_weak: bool = False) -> None:
+    """Raises Misused unless this can be a key: 16 to 64 octets, with `allow_weak` 1 to 64."""
+    if 1 <= len(secret) < MIN_KEY_LENGTH and not allow_weak:
+        raise Misused(
+            f"the key has {len(secret)} octets; {MIN_KEY_LENGTH} to {MAX_KEY_LENGTH} are needed",
+            "`--generate` makes a good one of 16 octets, which every DTLS library takes; "
+            "`--allow-weak` takes a shorter one, which others can guess",
+        )
+    if not 1 <= len(secret) <= MAX_KEY_LENGTH:
         raise Misused(
             f"the key has {len(secret)} octets; {MIN_KEY_LENGTH} to {MAX_KEY_LENGTH} are needed",
             "`--generate` makes a good one of 16 octets, which every DTLS library takes",
@@ -86,6 +92,17 @@ def check_identity(identity: bytes) -> None:
         )
     if 0 in identity:
         raise Misused("the identity holds a NUL octet", "DTLS libraries would cut it there")
+
+
+def has_ended(
+    state: str, not_after: float | None, retiring_until: float | None, now: float
+) -> bool:
+    """Whether a key will never be good again, so that another may take its place."""
+    if state == PskState.REVOKED:
+        return True
+    if state == PskState.RETIRING and retiring_until is not None and retiring_until < now:
+        return True
+    return not_after is not None and not_after < now
 
 
 def _parse_prefixed(text: str, what: str) -> bytes | None:

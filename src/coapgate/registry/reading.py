@@ -21,21 +21,40 @@ from coapgate.registry.base import CertificateEntry, DeviceEntry, PskEntry
 
 Connection = sqlite3.Connection
 
+# A key that is derived, and one of a batch that was revoked, is what its batch is.
+_STATE = "CASE WHEN b.state = 'revoked' THEN 'revoked' ELSE c.state END"
+_VALIDITY = """
+  CASE WHEN c.batch IS NULL THEN c.not_before
+    ELSE max(coalesce(c.not_before, b.not_before), coalesce(b.not_before, c.not_before)) END,
+  CASE WHEN c.batch IS NULL THEN c.not_after
+    ELSE min(coalesce(c.not_after, b.not_after), coalesce(b.not_after, c.not_after)) END"""
+
 PSKS_OF_IDENTITY = f"""
-SELECT c.number, c.secret, c.state, c.not_before, c.not_after, d.tenant, d.device, d.enabled
+SELECT c.number, c.secret, {_STATE}, {_VALIDITY}, c.retiring_until, c.batch,
+  d.tenant, d.device, d.enabled, b.secret, b.name, b.tenant
 FROM psk_credential AS c JOIN device AS d ON d.number = c.device
+LEFT JOIN batch AS b ON b.number = c.batch
 WHERE c.identity = ? AND c.slot <= {MAX_KEYS_PER_IDENTITY} ORDER BY c.slot"""
 
 # A key in a slot that no handshake tries is kept for the record, whatever its state.
 PSK_OF_NUMBER = f"""
 SELECT d.tenant, d.device, c.identity,
-  CASE WHEN c.slot <= {MAX_KEYS_PER_IDENTITY} THEN c.state ELSE 'revoked' END,
-  c.not_before, c.not_after, d.enabled
+  CASE WHEN c.slot <= {MAX_KEYS_PER_IDENTITY} THEN {_STATE} ELSE 'revoked' END,
+  {_VALIDITY}, d.enabled, c.retiring_until, c.batch
 FROM psk_credential AS c JOIN device AS d ON d.number = c.device
+LEFT JOIN batch AS b ON b.number = c.batch
 WHERE c.number = ?"""
 
 _DEVICE = "d.tenant, d.device, d.enabled, d.labels"
-_ANCHOR = "name, tenant, key_id, certificate, device_id_source, auto_provision, state"
+_ANCHOR = (
+    "name, tenant, key_id, certificate, device_id_source, auto_provision, state,"
+    " device_id_template, tenant_template, tenants, labels, max_validity, crl_files, crl_mode,"
+    " proof_code"
+)
+_PSK_ENTRY = (
+    f"c.number, d.tenant, d.device, c.identity, {_STATE}, c.added_at, c.not_before, c.not_after,"
+    " c.retiring_until, b.name"
+)
 _PAGE = 1000
 
 _DEVICE_ENTRIES = f"""
@@ -120,6 +139,25 @@ def find_anchor(connection: Connection, name: str) -> TrustAnchor | None:
     return _anchor(*row) if row else None
 
 
+def get_anchor(connection: Connection, name: str) -> TrustAnchor:
+    """Raises NotFound."""
+    anchor = find_anchor(connection, name)
+    if anchor is None:
+        raise refusals.anchor_not_found(name)
+    return anchor
+
+
+def anchor_devices(connection: Connection, key_id: bytes, used_since: float | None) -> int:
+    """Reads every pair of the anchor."""
+    (count,) = connection.execute(
+        "SELECT count(DISTINCT device) FROM certificate_device WHERE key_id = ?"
+        f"{'' if used_since is None else ' AND used_at >= ?'}",
+        (key_id,) if used_since is None else (key_id, used_since),
+    ).fetchone()
+    devices: int = count
+    return devices
+
+
 def max_keys_per_identity(connection: Connection) -> int:
     """Read from the last entry of an index, which holds only what is above 1."""
     (slot,) = connection.execute(
@@ -153,16 +191,28 @@ def get_device_entry(connection: Connection, tenant: Tenant, device: DeviceId) -
     return _device_entry(*row)
 
 
+def get_psk_entry(connection: Connection, number: int) -> PskEntry:
+    """That of a key that is there."""
+    row = connection.execute(
+        f"SELECT {_PSK_ENTRY} FROM psk_credential AS c JOIN device AS d ON d.number = c.device"
+        " LEFT JOIN batch AS b ON b.number = c.batch WHERE c.number = ?",
+        (number,),
+    ).fetchone()
+    return PskEntry(*row)
+
+
 def psk_entries(
-    connection: Connection, tenant: Tenant | None, device: DeviceId | None
+    connection: Connection,
+    tenant: Tenant | None,
+    device: DeviceId | None,
+    batch: int | None = None,
 ) -> Iterator[PskEntry]:
     """In pages, likewise."""
-    wanted = {"d.tenant": tenant, "d.device": device}
+    wanted = {"d.tenant": tenant, "d.device": device, "c.batch": batch}
     given = {column: name for column, name in wanted.items() if name is not None}
     query = (
-        "SELECT c.number, d.tenant, d.device, c.identity, c.state, c.added_at, c.not_before,"
-        " c.not_after FROM device AS d JOIN psk_credential AS c ON c.device = d.number"
-        " WHERE c.number > ?"
+        f"SELECT {_PSK_ENTRY} FROM device AS d JOIN psk_credential AS c ON c.device = d.number"
+        " LEFT JOIN batch AS b ON b.number = c.batch WHERE c.number > ?"
         f"{''.join(f' AND {column} = ?' for column in given)} ORDER BY c.number LIMIT {_PAGE}"
     )
     after = 0
@@ -179,7 +229,7 @@ def certificate_entries(
     connection: Connection, tenant: Tenant, device: DeviceId
 ) -> tuple[CertificateEntry, ...]:
     rows = connection.execute(
-        "SELECT c.key_id, a.name, c.value FROM device AS d"
+        "SELECT c.key_id, a.name, c.value, c.used_at FROM device AS d"
         " JOIN certificate_device AS c ON c.device = d.number"
         " LEFT JOIN anchor AS a ON a.key_id = c.key_id"
         " WHERE d.tenant = ? AND d.device = ? ORDER BY c.key_id, c.value",
@@ -189,8 +239,11 @@ def certificate_entries(
 
 
 def _device(tenant: str, device: str, enabled: int, labels: str | None) -> Device:
-    pairs = tuple(sorted(json.loads(labels).items())) if labels else ()
-    return Device(Tenant(tenant), DeviceId(device), bool(enabled), pairs)
+    return Device(Tenant(tenant), DeviceId(device), bool(enabled), _labels(labels))
+
+
+def _labels(labels: str | None) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(json.loads(labels).items())) if labels else ()
 
 
 def _device_entry(
@@ -215,6 +268,14 @@ def _anchor(
     source: str,
     auto_provision: int,
     state: str,
+    device_id_template: str,
+    tenant_template: str,
+    tenants: str,
+    labels: str | None,
+    max_validity: float | None,
+    crl_files: str,
+    crl_mode: str,
+    proof_code: str,
 ) -> TrustAnchor:
     return TrustAnchor(
         name,
@@ -224,4 +285,12 @@ def _anchor(
         DeviceIdSource(source),
         bool(auto_provision),
         state,
+        device_id_template,
+        tenant_template,
+        tuple(json.loads(tenants)),
+        _labels(labels),
+        max_validity,
+        tuple(json.loads(crl_files)),
+        crl_mode,
+        proof_code,
     )

@@ -4,9 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from coapgate.errors import AlreadyExists, ImportRefused, Misused, NotFound, RegistryError
-from coapgate.model import MAX_KEYS_PER_IDENTITY, Device, DeviceId, Tenant, TrustAnchor, is_name
-from coapgate.registry.base import BadLine
+from coapgate.errors import (
+    AlreadyExists,
+    BatchFull,
+    ImportRefused,
+    Misused,
+    NotFound,
+    RegistryError,
+)
+from coapgate.model import (
+    MAX_KEYS_PER_IDENTITY,
+    Batch,
+    Device,
+    DeviceId,
+    Tenant,
+    TrustAnchor,
+    is_name,
+)
+from coapgate.registry.base import MAX_REVOKED_CERTIFICATES, BadLine
+from coapgate.registry.batches import MAX_BATCH_DEVICES, parse_pattern
 from coapgate.registry.psk import render_identity
 
 MAX_LABELS = 32
@@ -41,7 +57,9 @@ def check_device(device: Device) -> None:
 def check_anchor(anchor: TrustAnchor) -> None:
     """Raises Misused if a trust anchor's names cannot be."""
     check_name(anchor.name, "anchor")
-    check_name(anchor.tenant, "tenant")
+    for tenant in (anchor.tenant, *anchor.tenants):
+        check_name(tenant, "tenant")
+    check_device(Device(anchor.tenant, DeviceId("any"), labels=anchor.labels))
 
 
 def device_exists(tenant: Tenant, device: DeviceId) -> AlreadyExists:
@@ -80,7 +98,66 @@ def too_many_keys(identity: bytes, device: DeviceId) -> RegistryError:
     return RegistryError(
         f"identity {render_identity(identity)!r} has {MAX_KEYS_PER_IDENTITY} keys, "
         "the most it may have",
-        f"`coapgate psk list {device}` shows them; removing the device removes them all",
+        f"`coapgate psk list {device}` shows them; `coapgate psk revoke psk-N` makes room",
+    )
+
+
+def psk_not_found(number: int | None, identity: bytes | None) -> NotFound:
+    what = f"psk-{number}" if identity is None else f"of identity {render_identity(identity)!r}"
+    return NotFound(f"there is no key {what}", "`coapgate psk list` shows those there are")
+
+
+def nothing_to_rotate(tenant: Tenant, device: DeviceId) -> RegistryError:
+    return RegistryError(
+        f"device {device!r} of tenant {tenant!r} has no active key that another could follow",
+        f"`coapgate psk add {device} --tenant {tenant}` gives it one",
+    )
+
+
+def check_batch(batch: Batch) -> None:
+    """Raises Misused if a batch's names or bounds cannot be."""
+    check_name(batch.name, "batch")
+    check_name(batch.tenant, "tenant")
+    parse_pattern(batch.pattern)
+    if not 1 <= batch.max_devices <= MAX_BATCH_DEVICES:
+        raise Misused(
+            f"a batch of {batch.max_devices} devices cannot be",
+            f"1 to {MAX_BATCH_DEVICES}: as many as will be made, so that a stolen master key "
+            "cannot bring more into being",
+        )
+    if batch.not_before is not None and batch.not_after is not None:
+        check_validity(batch.not_before, batch.not_after)
+
+
+def check_validity(not_before: float | None, not_after: float | None) -> None:
+    """Raises Misused if it ends before it begins."""
+    if not_before is not None and not_after is not None and not_before > not_after:
+        raise Misused("the validity ends before it begins", "see --not-before and --not-after")
+
+
+def batch_not_found(name: str) -> NotFound:
+    return NotFound(f"there is no batch {name!r}", "`coapgate batch list` shows those there are")
+
+
+def batch_name_taken(name: str) -> AlreadyExists:
+    return AlreadyExists(f"there is a batch {name!r} already", "choose another --name")
+
+
+def batches_overlap(batch: Batch, other: Batch) -> AlreadyExists:
+    return AlreadyExists(
+        f"an identity could fit {batch.pattern!r} and {other.pattern!r}, of batch {other.name!r}",
+        "an identity belongs to one batch: choose a pattern that begins or ends otherwise",
+    )
+
+
+def batch_revoked(name: str) -> NotFound:
+    return NotFound(f"batch {name!r} was revoked", "its devices need keys of their own")
+
+
+def batch_full(name: str, max_devices: int) -> BatchFull:
+    return BatchFull(
+        f"batch {name!r} has {max_devices} devices, as many as it may have",
+        "a larger number needs another batch: `coapgate batch create`",
     )
 
 
@@ -91,8 +168,7 @@ def anchor_name_taken(name: str) -> AlreadyExists:
 def anchor_key_taken(name: str) -> AlreadyExists:
     return AlreadyExists(
         f"this public key is anchor {name!r} already",
-        f"one public key is one anchor; to change it, `coapgate anchor remove {name}` first: "
-        "devices stay",
+        f"one public key is one anchor; `coapgate anchor change {name}` changes what it accepts",
     )
 
 
@@ -101,9 +177,17 @@ def anchor_not_found(name: str) -> NotFound:
 
 
 def anchor_serves_another(anchor: TrustAnchor, tenant: Tenant) -> RegistryError:
+    served = anchor.tenants if anchor.tenant_template else (anchor.tenant,)
     return RegistryError(
-        f"anchor {anchor.name!r} serves tenant {anchor.tenant!r}, not {tenant!r}",
-        f"say --tenant {anchor.tenant}: its certificates speak for that tenant's devices alone",
+        f"anchor {anchor.name!r} serves tenant {' or '.join(map(repr, served))}, not {tenant!r}",
+        f"say --tenant {served[0]}: its certificates speak for that tenant's devices alone",
+    )
+
+
+def too_many_revoked() -> RegistryError:
+    return RegistryError(
+        f"{MAX_REVOKED_CERTIFICATES} certificates are revoked one by one; no more may be",
+        "revoke by a CRL of their authority, or disable devices: `coapgate device disable`",
     )
 
 

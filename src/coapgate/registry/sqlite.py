@@ -8,7 +8,6 @@ wait for another process's transaction.
 from __future__ import annotations
 
 import asyncio
-import math
 import sqlite3
 import threading
 import time
@@ -17,12 +16,43 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from coapgate.errors import RegistryError, RegistryUnavailable
-from coapgate.model import Device, DeviceId, PskCredential, Tenant, TrustAnchor
-from coapgate.registry import bulk, psk, reading, refusals, schema, writing
-from coapgate.registry.base import BadLine, CertificateEntry, DeviceEntry, NewDevice, PskEntry
+from coapgate.model import (
+    AnchorState,
+    Batch,
+    Device,
+    DeviceId,
+    PskCredential,
+    PskState,
+    Tenant,
+    TrustAnchor,
+)
+from coapgate.registry import (
+    batch_rows,
+    bulk,
+    changes,
+    psk,
+    reading,
+    refusals,
+    rotation,
+    schema,
+    writing,
+)
+from coapgate.registry.base import (
+    MAX_USES,
+    USE_INTERVAL,
+    BadLine,
+    CertificateEntry,
+    Change,
+    DeviceEntry,
+    NewDevice,
+    PskEntry,
+    RevokedCertificate,
+)
+from coapgate.registry.batches import derive_key
+from coapgate.registry.snapshot import Snapshot
 from coapgate.registry.vault import Vault
 
 WRITE_TIMEOUT = 2.0
@@ -32,12 +62,14 @@ _READ_TIMEOUT = 0.05  # seconds; a WAL reader waits only while another process o
 
 _ASSOCIATIONS = b"coapgate association store"
 
+_T = TypeVar("_T")
+
 
 class SqliteRegistry:
     """`Registry` and `Administration` in a file.
 
-    Mutable: what was read of anchors and of the number of keys, until `PRAGMA data_version` says
-    that another connection has written.
+    Mutable: what it has in memory (`snapshot`), and the uses of certificates that wait to be
+    written.
     """
 
     def __init__(
@@ -59,12 +91,8 @@ class SqliteRegistry:
         self._cursor = reader.cursor()
         self._vault = vault
         self._wall = wall
-        self._refresh_interval = refresh_interval
-        self._clock = clock
-        self._refreshed_at = -math.inf
-        self._seen_version = -1
-        self._anchors: tuple[TrustAnchor, ...] = ()
-        self._max_keys = 1
+        self._snapshot = Snapshot(path, reader, vault, refresh_interval, clock)
+        self._uses: dict[tuple[bytes, str], float] = {}
 
     @classmethod
     def open(
@@ -134,6 +162,9 @@ class SqliteRegistry:
         except sqlite3.Error as error:
             raise schema.unavailable(error, self._path) from error
         try:
+            if not rows:
+                derived = self._snapshot.derive(identity)
+                return () if derived is None else (derived.credential(identity),)
             return tuple([self._credential(identity, *row) for row in rows])
         except RegistryError as error:  # the key file, or a row that was tampered with
             raise RegistryUnavailable(str(error), error.hint) from error
@@ -143,12 +174,16 @@ class SqliteRegistry:
             row = self._cursor.execute(reading.PSK_OF_NUMBER, (number,)).fetchone()
         except sqlite3.Error as error:
             raise schema.unavailable(error, self._path) from error
-        if row is None:
-            return None
-        tenant, device, identity, state, not_before, not_after, enabled = row
-        return PskCredential(
-            number, tenant, device, identity, b"", state, not_before, not_after, enabled == 1
-        )
+        return _without_secret(number, *row) if row else None
+
+    async def promote(self, number: int, grace_time: float) -> bool:
+        return await self._in_thread(self._promote, number, grace_time)
+
+    async def register_derived(self, credential: PskCredential) -> tuple[PskCredential, bool]:
+        number, is_new = await self._in_thread(self._register_derived, credential)
+        registered = await self.find_psk_number(number)
+        assert registered is not None, "what was registered just now is there"
+        return registered, is_new
 
     async def find_device(self, tenant: Tenant, device: DeviceId) -> Device | None:
         with self._reading() as connection:
@@ -166,19 +201,39 @@ class SqliteRegistry:
         except sqlite3.Error as error:
             raise schema.unavailable(error, self._path) from error
 
-    async def provision(self, anchor: TrustAnchor, device: DeviceId, value: str) -> Device:
-        refusals.check_device(Device(anchor.tenant, device))
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._provision, anchor, device, value)
+    async def provision(
+        self, anchor: TrustAnchor, device: DeviceId, value: str, tenant: Tenant | None = None
+    ) -> Device:
+        tenant = anchor.tenant if tenant is None else tenant
+        refusals.check_device(Device(tenant, device))
+        return await self._in_thread(self._provision, anchor, device, value, tenant)
 
     async def anchors(self) -> tuple[TrustAnchor, ...]:
-        self._refresh()
-        return self._anchors
+        return self._snapshot.anchors()
 
     def max_keys_per_identity(self) -> int:
-        if self._clock() - self._refreshed_at >= self._refresh_interval:
-            self._refresh()
-        return self._max_keys
+        return self._snapshot.max_keys()
+
+    async def revoked_certificates(self) -> tuple[RevokedCertificate, ...]:
+        return self._snapshot.revoked()
+
+    def note_use(self, key_id: bytes, value: str) -> None:
+        if len(self._uses) < MAX_USES:
+            self._uses[key_id, value] = self._wall()
+
+    async def write_uses(self) -> int:
+        uses, self._uses = self._uses, {}
+        try:
+            return await self._in_thread(self._write_uses, uses) if uses else 0
+        except RegistryError:
+            self._uses = uses | self._uses  # another time; newer ones count
+            raise
+
+    def newest_change(self) -> int:
+        return self._snapshot.newest_change()
+
+    def changes(self, after: int) -> tuple[Change, ...] | None:
+        return self._snapshot.changes(after)
 
     # What an association store asks, once at the start of a gateway.
 
@@ -243,21 +298,54 @@ class SqliteRegistry:
         secret: bytes,
         *,
         create_device: bool = False,
+        state: PskState = PskState.ACTIVE,
+        not_before: float | None = None,
+        not_after: float | None = None,
+        allow_weak: bool = False,
     ) -> PskEntry:
         refusals.check_device(Device(tenant, device))
+        refusals.check_validity(not_before, not_after)
         psk.check_identity(identity)
-        psk.check_key(secret)
+        psk.check_key(secret, allow_weak=allow_weak)
+        now = self._wall()
+        entry = PskEntry(0, tenant, device, identity, str(state), now, not_before, not_after)
         with self._writing() as connection:
-            return writing.add_psk(
-                connection,
-                self._vault,
-                tenant,
-                device,
-                identity,
-                secret,
-                self._wall(),
-                create_device=create_device,
+            return rotation.add_psk(
+                connection, self._vault, entry, secret, create_device=create_device
             )
+
+    def revoke_psks(
+        self, *, number: int | None = None, identity: bytes | None = None
+    ) -> tuple[PskEntry, ...]:
+        with self._writing() as connection:
+            return rotation.revoke(connection, number, identity, self._wall())
+
+    def add_batch(self, batch: Batch, secret: bytes, *, allow_weak: bool = False) -> Batch:
+        refusals.check_batch(batch)
+        psk.check_key(secret, allow_weak=allow_weak)
+        with self._writing() as connection:
+            return batch_rows.add(connection, self._vault, batch, secret, self._wall())
+
+    def batches(self) -> tuple[Batch, ...]:
+        with self._reading() as connection:
+            return batch_rows.every(connection)
+
+    def get_batch(self, name: str) -> Batch:
+        with self._reading() as connection:
+            return batch_rows.get(connection, name)
+
+    def get_batch_secret(self, name: str) -> bytes:
+        with self._reading() as connection:
+            return batch_rows.get_secret(connection, self._vault, name)
+
+    def batch_psks(self, name: str) -> Iterator[PskEntry]:
+        with self._reading() as connection:
+            number = batch_rows.get(connection, name).number
+            yield from reading.psk_entries(connection, None, None, number)
+
+    def revoke_batch(self, name: str) -> Batch:
+        with self._writing() as connection:
+            return batch_rows.revoke(connection, name)
 
     def psks(
         self, tenant: Tenant | None = None, device: DeviceId | None = None
@@ -273,6 +361,35 @@ class SqliteRegistry:
     def remove_anchor(self, name: str) -> TrustAnchor:
         with self._writing() as connection:
             return writing.remove_anchor(connection, name)
+
+    def get_anchor(self, name: str) -> TrustAnchor:
+        with self._reading() as connection:
+            return reading.get_anchor(connection, name)
+
+    def set_anchor_state(self, name: str, state: AnchorState) -> TrustAnchor:
+        with self._writing() as connection:
+            return writing.set_anchor_state(connection, name, state)
+
+    def change_anchor(self, anchor: TrustAnchor) -> None:
+        refusals.check_anchor(anchor)
+        with self._writing() as connection:
+            writing.change_anchor(connection, anchor)
+
+    def anchor_devices(self, key_id: bytes, used_since: float | None = None) -> int:
+        with self._reading() as connection:
+            return reading.anchor_devices(connection, key_id, used_since)
+
+    def revoke_certificate(self, revoked: RevokedCertificate) -> bool:
+        with self._writing() as connection:
+            return changes.revoke(connection, revoked, self._wall())
+
+    def revoked_certificates_all(self) -> tuple[RevokedCertificate, ...]:
+        with self._reading() as connection:
+            return changes.revoked(connection)
+
+    def restore_certificate(self, revoked: RevokedCertificate) -> bool:
+        with self._writing() as connection:
+            return changes.restore(connection, revoked)
 
     def anchors_all(self) -> tuple[TrustAnchor, ...]:
         with self._reading() as connection:
@@ -329,11 +446,22 @@ class SqliteRegistry:
         state: str,
         not_before: float | None,
         not_after: float | None,
+        retiring_until: float | None,
+        batch: int | None,
         tenant: Tenant,
         device: DeviceId,
         enabled: int,
+        batch_secret: bytes | None,
+        batch_name: str | None,
+        batch_tenant: str | None,
     ) -> PskCredential:
-        secret = self._vault.unwrap(wrapped, tenant, device, identity)
+        if batch_secret is not None and not wrapped:
+            assert batch_name is not None
+            assert batch_tenant is not None
+            master_key = batch_rows.unwrap(self._vault, batch_secret, batch_tenant, batch_name)
+            secret = derive_key(master_key, identity)
+        else:
+            secret = self._vault.unwrap(wrapped, tenant, device, identity)
         return PskCredential(
             number,
             tenant,
@@ -344,27 +472,31 @@ class SqliteRegistry:
             not_before,
             not_after,
             enabled == 1,
+            retiring_until,
+            batch,
         )
 
-    def _provision(self, anchor: TrustAnchor, device: DeviceId, value: str) -> Device:
-        with self._writing() as connection:
-            return writing.provision(connection, anchor, device, value, self._wall())
+    async def _in_thread(self, call: Callable[..., _T], *arguments: object) -> _T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, call, *arguments)
 
-    def _refresh(self) -> None:
-        """Read the anchors and the number of keys again if another connection has written."""
-        now = self._clock()
-        try:
-            (version,) = self._cursor.execute("PRAGMA data_version").fetchone()
-            self._refreshed_at = now
-            if version == self._seen_version:
-                return
-            anchors = reading.anchors(self._reader)
-            self._max_keys = reading.max_keys_per_identity(self._reader)
-        except sqlite3.Error as error:
-            raise schema.unavailable(error, self._path) from error
-        self._anchors = tuple(anchor for anchor in anchors if anchor.state == "active")
-        # The version from before the reading: what was written meanwhile shows next time.
-        self._seen_version = version
+    def _promote(self, number: int, grace_time: float) -> bool:
+        with self._writing() as connection:
+            return rotation.promote(connection, number, self._wall() + grace_time)
+
+    def _register_derived(self, credential: PskCredential) -> tuple[int, bool]:
+        with self._writing() as connection:
+            return rotation.register_derived(connection, credential, self._wall())
+
+    def _provision(
+        self, anchor: TrustAnchor, device: DeviceId, value: str, tenant: Tenant
+    ) -> Device:
+        with self._writing() as connection:
+            return writing.provision(connection, anchor, device, value, tenant, self._wall())
+
+    def _write_uses(self, uses: dict[tuple[bytes, str], float]) -> int:
+        with self._writing() as connection:
+            return writing.write_uses(connection, uses, USE_INTERVAL)
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -394,3 +526,30 @@ class SqliteRegistry:
             yield
         except sqlite3.Error as error:
             raise schema.unavailable(error, self._path) from error
+
+
+def _without_secret(
+    number: int,
+    tenant: Tenant,
+    device: DeviceId,
+    identity: bytes,
+    state: str,
+    not_before: float | None,
+    not_after: float | None,
+    enabled: int,
+    retiring_until: float | None,
+    batch: int | None,
+) -> PskCredential:
+    return PskCredential(
+        number,
+        tenant,
+        device,
+        identity,
+        b"",
+        state,
+        not_before,
+        not_after,
+        enabled == 1,
+        retiring_until,
+        batch,
+    )

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import hmac
 import json
 import sqlite3
+from dataclasses import replace
 
-from coapgate.model import (
-    MAX_KEYS_PER_IDENTITY,
-    Device,
-    DeviceId,
-    Tenant,
-    TrustAnchor,
-)
+from coapgate.model import AnchorState, Device, DeviceId, Tenant, TrustAnchor
 from coapgate.registry import reading, refusals
-from coapgate.registry.base import PskEntry
-from coapgate.registry.vault import Vault
 
 Connection = sqlite3.Connection
 
 
 def add_device(connection: Connection, device: Device, now: float) -> int:
     """The number of the new row. Raises AlreadyExists."""
-    labels = json.dumps(dict(device.labels), ensure_ascii=False) if device.labels else None
     row = connection.execute(
         "INSERT INTO device (tenant, device, enabled, labels, added_at) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT DO NOTHING RETURNING number",
-        (device.tenant, device.device, device.enabled, labels, now),
+        (device.tenant, device.device, device.enabled, _render_labels(device.labels), now),
     ).fetchone()
     if row is None:
         raise refusals.device_exists(device.tenant, device.device)
@@ -46,35 +37,7 @@ def enable_device(
     connection.execute("UPDATE device SET enabled = ? WHERE number = ?", (enabled, number))
 
 
-def add_psk(
-    connection: Connection,
-    vault: Vault,
-    tenant: Tenant,
-    device: DeviceId,
-    identity: bytes,
-    secret: bytes,
-    now: float,
-    *,
-    create_device: bool,
-) -> PskEntry:
-    owner = reading.find_identity_owner(connection, identity)
-    if owner not in (None, (tenant, device)):
-        raise refusals.identity_taken(identity, *owner)
-    number = _number_of(connection, tenant, device, now, or_create=create_device)
-    vault.prepare(connection, now)
-    slot = _find_slot(connection, vault, tenant, device, identity, secret)
-    (credential,) = connection.execute(
-        "UPDATE psk_number SET last = last + 1 RETURNING last"
-    ).fetchone()
-    connection.execute(
-        "INSERT INTO psk_credential (identity, slot, number, device, secret, added_at)"
-        " VALUES (?, ?, ?, ?, ?, ?)",
-        (identity, slot, credential, number, vault.wrap(secret, tenant, device, identity), now),
-    )
-    return PskEntry(credential, tenant, device, identity, "active", now)
-
-
-def _number_of(
+def device_number(
     connection: Connection, tenant: Tenant, device: DeviceId, now: float, *, or_create: bool
 ) -> int:
     """Of a device that is there, or is created if no tenant has one of that name."""
@@ -87,29 +50,6 @@ def _number_of(
     return add_device(connection, Device(tenant, device), now)
 
 
-def _find_slot(
-    connection: Connection,
-    vault: Vault,
-    tenant: Tenant,
-    device: DeviceId,
-    identity: bytes,
-    secret: bytes,
-) -> int:
-    """The first free place among the keys of an identity, none of which is this secret."""
-    held = connection.execute(
-        "SELECT slot, number, secret FROM psk_credential WHERE identity = ? AND slot <= ?",
-        (identity, MAX_KEYS_PER_IDENTITY),
-    ).fetchall()
-    for _, number, wrapped in held:
-        if hmac.compare_digest(vault.unwrap(wrapped, tenant, device, identity), secret):
-            raise refusals.key_exists(identity, number)
-    taken = {slot for slot, _, _ in held}
-    for slot in range(1, MAX_KEYS_PER_IDENTITY + 1):
-        if slot not in taken:
-            return slot
-    raise refusals.too_many_keys(identity, device)
-
-
 def add_anchor(connection: Connection, anchor: TrustAnchor, now: float) -> None:
     row = connection.execute(
         "SELECT name FROM anchor WHERE key_id = ?", (anchor.key_id,)
@@ -120,7 +60,9 @@ def add_anchor(connection: Connection, anchor: TrustAnchor, now: float) -> None:
         raise refusals.anchor_name_taken(anchor.name)
     connection.execute(
         "INSERT INTO anchor (name, tenant, key_id, certificate, device_id_source,"
-        " auto_provision, state, added_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        " auto_provision, state, device_id_template, tenant_template, tenants, labels,"
+        " max_validity, crl_files, crl_mode, proof_code, added_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             anchor.name,
             anchor.tenant,
@@ -128,18 +70,52 @@ def add_anchor(connection: Connection, anchor: TrustAnchor, now: float) -> None:
             anchor.certificate,
             str(anchor.device_id_source),
             anchor.auto_provision,
-            anchor.state,
+            str(anchor.state),
+            anchor.device_id_template,
+            anchor.tenant_template,
+            json.dumps(anchor.tenants),
+            _render_labels(anchor.labels),
+            anchor.max_validity,
+            json.dumps(anchor.crl_files),
+            anchor.crl_mode,
+            anchor.proof_code,
             now,
         ),
     )
 
 
 def remove_anchor(connection: Connection, name: str) -> TrustAnchor:
-    anchor = reading.find_anchor(connection, name)
-    if anchor is None:
-        raise refusals.anchor_not_found(name)
+    anchor = reading.get_anchor(connection, name)
     connection.execute("DELETE FROM anchor WHERE name = ?", (name,))
     return anchor
+
+
+def set_anchor_state(connection: Connection, name: str, state: AnchorState) -> TrustAnchor:
+    """Raises NotFound."""
+    anchor = reading.get_anchor(connection, name)
+    if anchor.state != state:
+        connection.execute("UPDATE anchor SET state = ? WHERE name = ?", (str(state), name))
+    return replace(anchor, state=state)
+
+
+def change_anchor(connection: Connection, anchor: TrustAnchor) -> None:
+    """Raises NotFound."""
+    changed = connection.execute(
+        "UPDATE anchor SET certificate = ?, auto_provision = ?, labels = ?, max_validity = ?,"
+        " crl_files = ?, crl_mode = ? WHERE name = ? AND key_id = ?",
+        (
+            anchor.certificate,
+            anchor.auto_provision,
+            _render_labels(anchor.labels),
+            anchor.max_validity,
+            json.dumps(anchor.crl_files),
+            anchor.crl_mode,
+            anchor.name,
+            anchor.key_id,
+        ),
+    )
+    if changed.rowcount == 0:
+        raise refusals.anchor_not_found(anchor.name)
 
 
 def trust(
@@ -152,14 +128,13 @@ def trust(
     *,
     create_device: bool,
 ) -> bool:
-    anchor = reading.find_anchor(connection, name)
-    if anchor is None:
-        raise refusals.anchor_not_found(name)
-    if anchor.tenant != tenant:
+    anchor = reading.get_anchor(connection, name)
+    if not anchor.serves(tenant):
         raise refusals.anchor_serves_another(anchor, tenant)
+    value = anchor.pair_value(tenant, value)
     owner = reading.find_certificate_device(connection, anchor.key_id, value)
     if owner is None:
-        number = _number_of(connection, tenant, device, now, or_create=create_device)
+        number = device_number(connection, tenant, device, now, or_create=create_device)
         _add_pair(connection, anchor.key_id, value, number, now)
         return True
     if (owner.tenant, owner.device) != (tenant, device):
@@ -168,15 +143,34 @@ def trust(
 
 
 def provision(
-    connection: Connection, anchor: TrustAnchor, device: DeviceId, value: str, now: float
+    connection: Connection,
+    anchor: TrustAnchor,
+    device: DeviceId,
+    value: str,
+    tenant: Tenant,
+    now: float,
 ) -> Device:
     found = reading.find_certificate_device(connection, anchor.key_id, value)
     if found is not None:
         return found  # parallel first contacts: one of them was faster
-    created = Device(anchor.tenant, device)
+    created = Device(tenant, device, labels=anchor.labels)
     number = add_device(connection, created, now)
     _add_pair(connection, anchor.key_id, value, number, now)
     return created
+
+
+def write_uses(
+    connection: Connection, uses: dict[tuple[bytes, str], float], interval: float
+) -> int:
+    """Write when certificates were used, unless that was written within `interval` seconds."""
+    written = 0
+    for (key_id, value), used_at in uses.items():
+        written += connection.execute(
+            "UPDATE certificate_device SET used_at = ? WHERE key_id = ? AND value = ?"
+            " AND (used_at IS NULL OR used_at <= ?)",
+            (used_at, key_id, value, used_at - interval),
+        ).rowcount
+    return written
 
 
 def _add_pair(connection: Connection, key_id: bytes, value: str, device: int, now: float) -> None:
@@ -184,3 +178,7 @@ def _add_pair(connection: Connection, key_id: bytes, value: str, device: int, no
         "INSERT INTO certificate_device (key_id, value, device, added_at) VALUES (?, ?, ?, ?)",
         (key_id, value, device, now),
     )
+
+
+def _render_labels(labels: tuple[tuple[str, str], ...]) -> str | None:
+    return json.dumps(dict(labels), ensure_ascii=False) if labels else None

@@ -18,12 +18,16 @@ from coapgate.errors import CertificateError, Misused
 from coapgate.pki.keys import UNREADABLE
 from coapgate.registry import importing, psk
 from coapgate.registry.base import BadLine
+from coapgate.registry.batches import DEVICE_FIELD, derive_key, parse_pattern
 from coapgate.simulated.fleet.bounds import MAX_DEVICES
 from coapgate.simulated.trust import trust_server
 
 COLUMNS = ("identity", "key")
 _MAX_FILE_SIZE = 1 << 20
 _FIRST_LINE = f"the first line is {','.join(COLUMNS)}, or that of `device import`"
+
+DERIVED_NAME = "sim-{number}"
+"""Names of devices whose keys are derived: from 1 on."""
 
 Trust = Callable[[tuple[bytes, ...]], PublicKey]
 
@@ -48,6 +52,25 @@ def read_identities(file: Path, count: int | None) -> list[PskKey]:
         raise Misused(f"cannot read {str(file)!r}: {error.strerror}", _FIRST_LINE) from error
     _check_count(len(keys), count, f"{str(file)!r} has", "identities")
     return list(keys.values())
+
+
+def derive_identities(master_key: bytes, pattern: str, count: int | None) -> list[PskKey]:
+    """`count` devices of a batch, with keys derived from its master key.
+
+    `pattern` is the batch's: its {device} is `sim-1` and so on.
+
+    Raises Misused: the pattern cannot be, or nobody said how many.
+    """
+    parse_pattern(pattern)
+    if count is None:
+        raise Misused("how many devices of the batch?", "--devices N")
+    if count > MAX_DEVICES:
+        raise Misused(f"{count} devices; a fleet has {MAX_DEVICES} at most")
+    names = (DERIVED_NAME.format(number=number) for number in range(1, count + 1))
+    identities = [pattern.replace(DEVICE_FIELD, name).encode() for name in names]
+    for identity in identities[-1:]:  # the longest
+        psk.check_identity(identity)
+    return [PskKey(identity, derive_key(master_key, identity)) for identity in identities]
 
 
 def read_certificates(

@@ -1,0 +1,221 @@
+"""Files of revocation lists that come, change, break and become stale."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from coapgate.errors import RegistryUnavailable
+from coapgate.model import DEFAULT_TENANT, DeviceIdSource, TrustAnchor
+from coapgate.pki.anchors import parse_anchor
+from coapgate.pki.factory import DAY, FactoryCa
+from coapgate.pki.revocation import RevocationList
+from coapgate.revocation_lists import RevocationLists
+from tests.waiting import until
+
+WALL = 1_800_000_000.0
+ROOT = FactoryCa.create("Acme Root", wall=WALL)
+OTHER = FactoryCa.create("Acme Root", wall=WALL)
+
+
+def trust(ca: FactoryCa, name: str, *files: str) -> TrustAnchor:
+    anchor = parse_anchor(
+        ca.certificate_pem,
+        name=name,
+        tenant=DEFAULT_TENANT,
+        device_id_source=DeviceIdSource.CN,
+        auto_provision=True,
+        wall=WALL,
+    )
+    return replace(anchor, crl_files=files)
+
+
+def signed(*serials: int, by: FactoryCa = ROOT, number: int = 1, until: float = DAY) -> bytes:
+    revoked = dict.fromkeys(serials, WALL)
+    given = by.sign_list(revoked, number=number, next_update=WALL + until)
+    return given.public_bytes(Encoding.PEM)
+
+
+class House:
+    """A folder, anchors that name files in it, and what is said of their lists."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.anchors = [trust(ROOT, "acme", "acme.crl")]
+        self.fault: Exception | None = None
+        self.wall = WALL
+        self.used: list[tuple[bytes, list[int]]] = []
+        self.lists = RevocationLists(folder, self.find_anchors, self.use, lambda: self.wall)
+
+    async def find_anchors(self) -> tuple[TrustAnchor, ...]:
+        if self.fault is not None:
+            raise self.fault
+        return tuple(self.anchors)
+
+    def use(self, key_id: bytes, lists: tuple[RevocationList, ...]) -> None:
+        self.used.append((key_id, [len(each.revoked) for each in lists]))
+
+    def write(self, octets: bytes, name: str = "acme.crl") -> None:
+        new = self.folder / "new"
+        new.write_bytes(octets)
+        new.rename(self.folder / name)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+async def test_a_list_is_read_once_and_again_when_its_file_changes(house: House) -> None:
+    key_id = house.anchors[0].key_id
+    house.write(signed(7))
+    await house.lists.look()
+    await house.lists.look()
+    assert house.used == [(key_id, [1])]
+
+    house.write(signed(7, 8, number=2))
+    await house.lists.look()
+    assert house.used[1:] == [(key_id, [2])]
+
+
+async def test_reading_again_what_says_the_same_changes_nothing(house: House) -> None:
+    house.write(signed(7))
+    await house.lists.look()
+    await house.lists.look(again=True)
+
+    assert len(house.used) == 1
+
+
+BROKEN: dict[str, Callable[[], bytes]] = {
+    "cut short": lambda: signed(7, 8)[:200],
+    "no list": lambda: b"good morning",
+    "empty": lambda: b"",
+    "of a stranger": lambda: signed(7, 8, by=OTHER),
+}
+
+
+@pytest.mark.expects_warnings("revocation list kept")
+@pytest.mark.parametrize("fault", BROKEN)
+async def test_a_file_that_cannot_be_used_leaves_the_old_list_in_force_and_is_told_of_once(
+    house: House, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.write(signed(7))
+    await house.lists.look()
+    house.write(BROKEN[fault]())
+    for _ in range(3):
+        await house.lists.look()
+
+    assert [used[1] for used in house.used] == [[1]]
+    assert house.lists.failures == 1
+    (record,) = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert record.__dict__["anchor"] == "acme"
+    assert "acme.crl" in record.__dict__["detail"]
+
+
+@pytest.mark.expects_warnings("revocation list kept")
+async def test_a_file_that_is_removed_leaves_its_list_in_force(house: House) -> None:
+    house.write(signed(7))
+    await house.lists.look()
+    (house.folder / "acme.crl").unlink()
+    await house.lists.look()
+
+    assert len(house.used) == 1
+    assert house.lists.failures == 1
+
+
+@pytest.mark.expects_warnings("revocation list cannot be used")
+async def test_a_file_that_is_not_there_yet_is_read_when_it_comes(house: House) -> None:
+    await house.lists.look()
+    assert house.used == []
+    assert house.lists.count_stale() == 1
+
+    house.write(signed())
+    await house.lists.look()
+    assert [used[1] for used in house.used] == [[0]]
+    assert house.lists.count_stale() == 0
+
+
+async def test_lists_are_told_of_by_anchor_and_of_all_its_files(house: House) -> None:
+    house.anchors = [trust(ROOT, "acme", "a.crl", "b.crl"), trust(OTHER, "other", "c.crl")]
+    house.write(signed(1), "a.crl")
+    house.write(signed(1, 2, number=2), "b.crl")
+    house.write(signed(3, by=OTHER), "c.crl")
+    await house.lists.look()
+    house.used.clear()
+
+    house.write(signed(1, 4, 5, number=3), "a.crl")
+    await house.lists.look()
+
+    assert house.used == [(house.anchors[0].key_id, [3, 2])]
+
+
+async def test_an_anchor_that_goes_or_names_no_file_any_more_has_no_list(house: House) -> None:
+    key_id = house.anchors[0].key_id
+    house.write(signed(7))
+    await house.lists.look()
+    house.anchors = [trust(ROOT, "acme")]
+    await house.lists.look()
+
+    assert house.used == [(key_id, [1]), (key_id, [])]
+    assert house.lists.next_updates() == {}
+
+
+async def test_while_the_registry_is_away_what_is_known_stays(house: House) -> None:
+    house.write(signed(7))
+    await house.lists.look()
+    house.fault = RegistryUnavailable("database is locked")
+    house.write(signed(7, 8, number=2))
+    await house.lists.look()
+
+    assert [used[1] for used in house.used] == [[1]]
+    assert house.lists.next_updates() == {"acme": WALL + DAY}
+
+
+@pytest.mark.expects_warnings("revocation list is stale")
+async def test_a_list_that_becomes_stale_is_told_of_once_a_day_and_counted(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.write(signed(7, until=60.0))
+    await house.lists.look()
+    assert house.lists.count_stale() == 0
+
+    house.wall += 61
+    for _ in range(3):
+        await house.lists.look()
+    told = [each for each in caplog.records if each.msg == "revocation list is stale"]
+    assert len(told) == 1
+    assert house.lists.count_stale() == 1
+
+    house.wall += DAY
+    await house.lists.look()
+    told = [each for each in caplog.records if each.msg == "revocation list is stale"]
+    assert len(told) == 2
+
+
+async def test_a_reload_reads_at_once(house: House) -> None:
+    house.write(signed(7))
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(house.lists.run())
+        await asyncio.sleep(0)
+        house.lists.read_again()
+        await until(lambda: bool(house.used), "the list is read", deadline=0.9)
+        running.cancel()
+
+
+@pytest.mark.expects_warnings("revocation lists not looked at")
+async def test_a_mistake_of_ours_does_not_end_the_watch(house: House) -> None:
+    house.fault = ZeroDivisionError()
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(house.lists.run())
+        house.lists.read_again()
+        await until(lambda: house.lists.crashes == 1, "the look fails")
+        house.fault = None
+        house.write(signed(7))
+        house.lists.read_again()
+        await until(lambda: bool(house.used), "the list is read")
+        running.cancel()
