@@ -61,7 +61,8 @@ class Cookies:
     def _cookie(
         self, generation: int, path: Path, version: bytes, random: bytes, session_id: bytes
     ) -> bytes:
-        peer = repr(path).encode()
+        number, address = path
+        peer = f"{number} {address[0]} {address[1]}".encode()
         lengths = _LENGTHS.pack(len(peer), len(version), len(random), len(session_id))
         mac = self._keyed_by(generation).copy()
         mac.update(lengths + peer + version + random + session_id)

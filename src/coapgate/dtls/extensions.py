@@ -31,6 +31,17 @@ class ExtensionType(enum.IntEnum):
     RENEGOTIATION_INFO = 0xFF01
 
 
+(
+    _MAX_FRAGMENT_LENGTH,
+    _SUPPORTED_GROUPS,
+    _EC_POINT_FORMATS,
+    _SIGNATURE_ALGORITHMS,
+    _EXTENDED_MASTER_SECRET,
+    _CONNECTION_ID,
+    _RENEGOTIATION_INFO,
+) = ExtensionType  # names of their own: a look into an Enum costs more, in every hello
+
+
 class Offer(NamedTuple):
     """What a ClientHello's extensions say; None where one is absent.
 
@@ -55,28 +66,27 @@ def parse_offer(extensions: Mapping[int, bytes], cipher_suites: tuple[int, ...])
     Raises MalformedMessage, or Refused(illegal_parameter) for an unknown maximum fragment length
     (RFC 6066 section 4).
     """
-    kinds = ExtensionType
     max_fragment_length = None
-    if (body := extensions.get(kinds.MAX_FRAGMENT_LENGTH)) is not None:
+    if (body := extensions.get(_MAX_FRAGMENT_LENGTH)) is not None:
         code = _single(body)
         if code not in FRAGMENT_LENGTHS:
             raise Refused(Reason.ILLEGAL_PARAMETER, f"maximum fragment length {code}")
         max_fragment_length = FRAGMENT_LENGTHS[code]
-    if (body := extensions.get(kinds.EXTENDED_MASTER_SECRET)) is not None:
+    if (body := extensions.get(_EXTENDED_MASTER_SECRET)) is not None:
         Reader(body).finish()
     connection_id = None
-    if (body := extensions.get(kinds.CONNECTION_ID)) is not None:
+    if (body := extensions.get(_CONNECTION_ID)) is not None:
         connection_id = parse_connection_id(body)
-    if extensions.get(kinds.RENEGOTIATION_INFO, b"\0") != b"\0":
+    if extensions.get(_RENEGOTIATION_INFO, b"\0") != b"\0":
         # A first handshake has nothing to renegotiate (RFC 5746 section 3.6).
         raise Refused(Reason.ILLEGAL_PARAMETER, "renegotiation_info in a first handshake")
     return Offer(
         max_fragment_length,
-        _known(extensions.get(kinds.SUPPORTED_GROUPS), 2, 2, GROUPS),
-        _known(extensions.get(kinds.EC_POINT_FORMATS), 1, 1, (UNCOMPRESSED,)),
-        _known(extensions.get(kinds.SIGNATURE_ALGORITHMS), 2, 2, SCHEMES),
-        kinds.EXTENDED_MASTER_SECRET in extensions,
-        kinds.RENEGOTIATION_INFO in extensions or RENEGOTIATION_SCSV in cipher_suites,
+        _known(extensions.get(_SUPPORTED_GROUPS), 2, 2, GROUPS),
+        _known(extensions.get(_EC_POINT_FORMATS), 1, 1, (UNCOMPRESSED,)),
+        _known(extensions.get(_SIGNATURE_ALGORITHMS), 2, 2, SCHEMES),
+        _EXTENDED_MASTER_SECRET in extensions,
+        _RENEGOTIATION_INFO in extensions or RENEGOTIATION_SCSV in cipher_suites,
         connection_id,
     )
 
@@ -118,19 +128,18 @@ def encode_offer(
     connection_id: bytes | None = None,
 ) -> dict[int, bytes]:
     """The extensions of our own ClientHello; without groups, those of a client with a PSK only."""
-    kinds = ExtensionType
     extensions: dict[int, bytes] = {
-        kinds.RENEGOTIATION_INFO: b"\0",
-        kinds.EXTENDED_MASTER_SECRET: b"",
+        _RENEGOTIATION_INFO: b"\0",
+        _EXTENDED_MASTER_SECRET: b"",
     }
     if groups:
-        extensions[kinds.SUPPORTED_GROUPS] = integers(2, 2, groups)
-        extensions[kinds.EC_POINT_FORMATS] = vector(1, bytes((UNCOMPRESSED,)))
-        extensions[kinds.SIGNATURE_ALGORITHMS] = integers(2, 2, signature_algorithms)
+        extensions[_SUPPORTED_GROUPS] = integers(2, 2, groups)
+        extensions[_EC_POINT_FORMATS] = vector(1, bytes((UNCOMPRESSED,)))
+        extensions[_SIGNATURE_ALGORITHMS] = integers(2, 2, signature_algorithms)
     if max_fragment_length is not None:
-        extensions[kinds.MAX_FRAGMENT_LENGTH] = _FRAGMENT_LENGTH_CODES[max_fragment_length]
+        extensions[_MAX_FRAGMENT_LENGTH] = _FRAGMENT_LENGTH_CODES[max_fragment_length]
     if connection_id is not None:
-        extensions[kinds.CONNECTION_ID] = vector(1, connection_id)
+        extensions[_CONNECTION_ID] = vector(1, connection_id)
     return extensions
 
 
@@ -141,16 +150,15 @@ def encode_answer(
 
     `connection_id` is what its records are to carry, if it offered to.
     """
-    kinds = ExtensionType
     extensions: dict[int, bytes] = {}
     if offer.secure_renegotiation:
-        extensions[kinds.RENEGOTIATION_INFO] = b"\0"
+        extensions[_RENEGOTIATION_INFO] = b"\0"
     if offer.max_fragment_length is not None:
-        extensions[kinds.MAX_FRAGMENT_LENGTH] = _FRAGMENT_LENGTH_CODES[offer.max_fragment_length]
+        extensions[_MAX_FRAGMENT_LENGTH] = _FRAGMENT_LENGTH_CODES[offer.max_fragment_length]
     if with_ecdhe and offer.point_formats is not None:
-        extensions[kinds.EC_POINT_FORMATS] = vector(1, bytes((UNCOMPRESSED,)))
+        extensions[_EC_POINT_FORMATS] = vector(1, bytes((UNCOMPRESSED,)))
     if offer.extended_master_secret:
-        extensions[kinds.EXTENDED_MASTER_SECRET] = b""
+        extensions[_EXTENDED_MASTER_SECRET] = b""
     if offer.connection_id is not None:
-        extensions[kinds.CONNECTION_ID] = vector(1, connection_id)
+        extensions[_CONNECTION_ID] = vector(1, connection_id)
     return extensions

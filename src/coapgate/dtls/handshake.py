@@ -76,6 +76,18 @@ class State(enum.IntEnum):
     REFUSED = enum.auto()
 
 
+(
+    _AWAIT_CLIENT_HELLO,
+    _AWAIT_CERTIFICATE,
+    _AWAIT_CLIENT_KEY_EXCHANGE,
+    _AWAIT_KEYS,
+    _AWAIT_CERTIFICATE_VERIFY,
+    _AWAIT_FINISHED,
+    _AWAIT_DECISION,
+    _REFUSED,
+) = State  # a name of its own costs less than a look into an Enum, in each handshake two dozen
+
+
 @dataclass(frozen=True, slots=True)
 class HandshakeSettings:
     """Times in seconds, lengths in octets.
@@ -168,7 +180,7 @@ class ServerHandshake:
         self.number = number
         self.path = path
         self.hello = hello
-        self.state = State.AWAIT_CLIENT_HELLO
+        self.state = _AWAIT_CLIENT_HELLO
         self.outgoing: list[bytes] = []
         self.is_dropped = False
         self.identity: bytes | None = None
@@ -204,7 +216,7 @@ class ServerHandshake:
 
         A refused one does yield: whoever makes up a certificate gets that far.
         """
-        return self.state is State.AWAIT_DECISION
+        return self.state is _AWAIT_DECISION
 
     @property
     def due_at(self) -> float:
@@ -219,7 +231,7 @@ class ServerHandshake:
 
     def failure(self, otherwise: Reason) -> tuple[Reason, str]:
         """Why it ended without a decision, and what was remembered on the way."""
-        if self.state is State.AWAIT_DECISION:
+        if self.state is _AWAIT_DECISION:
             return otherwise, ""
         detail = self._detail
         if self._trials.has_failed:
@@ -253,9 +265,9 @@ class ServerHandshake:
         """
         event = None
         for fragment in fragments:
-            if self.state is State.REFUSED:
+            if self.state is _REFUSED:
                 self._repeat_alert(now)
-            elif self.state is State.AWAIT_DECISION:
+            elif self.state is _AWAIT_DECISION:
                 # After Finished nothing in the clear counts; repeated flights are swallowed.
                 break
             elif fragment.message_seq < self._reassembly.expected:
@@ -290,7 +302,7 @@ class ServerHandshake:
             self.state = state
             if event is not None:
                 return event
-        return self._begin_trials(now) if self.state is State.AWAIT_FINISHED else None
+        return self._begin_trials(now) if self.state is _AWAIT_FINISHED else None
 
     def _repeat_flight(self, message_seq: int, now: float) -> None:
         """The peer repeats its hello: our answer got lost. Swallowed while a decision waits."""
@@ -311,7 +323,7 @@ class ServerHandshake:
             if self._flight is not None and self._flight.is_due(now):
                 self._send_flight()
         elif now >= self._decide_by:
-            if self.state is State.AWAIT_KEYS:
+            if self.state is _AWAIT_KEYS:
                 self.offer_keys((), now, padding=padding, reason=Reason.UNAVAILABLE)
             else:
                 self.refuse(Reason.UNAVAILABLE, now)
@@ -354,7 +366,7 @@ class ServerHandshake:
         flight = tuple(self._encode(kind, body) for kind, body in answer.messages)
         self._flight = Flight(flight, self._settings.retransmission_time, now)
         self._send_flight()
-        return (State.AWAIT_CERTIFICATE if with_ecdhe else State.AWAIT_CLIENT_KEY_EXCHANGE), None
+        return (_AWAIT_CERTIFICATE if with_ecdhe else _AWAIT_CLIENT_KEY_EXCHANGE), None
 
     def _has_room_for(self, connection_id: bytes, suite: Suite) -> bool:
         """Whether datagrams to a peer with this one could still carry a message."""
@@ -368,14 +380,14 @@ class ServerHandshake:
         start = len(octets) + m.HEADER_LENGTH
         self._possession = Possession(body, start, self._settings.public_key)
         self._record(T.CERTIFICATE, body)
-        return State.AWAIT_CLIENT_KEY_EXCHANGE, None
+        return _AWAIT_CLIENT_KEY_EXCHANGE, None
 
     def _on_client_key_exchange(self, body: bytes, now: float) -> _Transition:
         if self._parameters.suite.key_exchange is KeyExchange.PSK:
             self.identity = m.parse_psk_identity(body)
             self._record_key_exchange(body)
             self._decide_by = now + self._settings.auth_timeout
-            return State.AWAIT_KEYS, KeysRequested(self.number, self.identity)
+            return _AWAIT_KEYS, KeysRequested(self.number, self.identity)
         assert self._parameters.group is not None
         assert self._ephemeral is not None
         if now < self._next_point_at:
@@ -388,8 +400,8 @@ class ServerHandshake:
         assert self._possession is not None
         if self._possession.is_empty:
             self._transcript.forget_octets()
-            return State.AWAIT_FINISHED, None
-        return State.AWAIT_CERTIFICATE_VERIFY, None
+            return _AWAIT_FINISHED, None
+        return _AWAIT_CERTIFICATE_VERIFY, None
 
     def _on_certificate_verify(self, body: bytes, now: float) -> _Transition:
         octets = self._transcript.octets
@@ -398,7 +410,7 @@ class ServerHandshake:
         self._chain = self._possession.verify(body, octets)
         self._transcript.forget_octets()
         self._record(T.CERTIFICATE_VERIFY, body)
-        return State.AWAIT_FINISHED, None
+        return _AWAIT_FINISHED, None
 
     # --- keys and Finished
 
@@ -415,7 +427,7 @@ class ServerHandshake:
         Padded with random keys to `padding`, so that the work tells nothing. `reason` is why there
         are none. May return KeyProven at once, if Finished came early.
         """
-        if self.state is not State.AWAIT_KEYS:
+        if self.state is not _AWAIT_KEYS:
             return None
         assert self.identity is not None
         if not 1 <= len(self.identity) <= MAX_IDENTITY_LENGTH or b"\0" in self.identity:
@@ -434,7 +446,7 @@ class ServerHandshake:
         self._decide_by = None
         # The client has our flight: it answered it.
         self._flight = None
-        self.state = State.AWAIT_FINISHED
+        self.state = _AWAIT_FINISHED
         return self._begin_trials(now)
 
     def _agreement(self) -> Agreement:
@@ -453,16 +465,16 @@ class ServerHandshake:
 
     def receive_protected(self, record: Record, now: float) -> ProvenEvent | None:
         """Take a record of epoch 1 that may hold a handshake message: that can only be Finished."""
-        if self.state is State.REFUSED:
+        if self.state is _REFUSED:
             self._repeat_alert(now)
-        elif self.state is not State.AWAIT_DECISION:
+        elif self.state is not _AWAIT_DECISION:
             proof = self._trials.receive(record, now)
             if proof is not None:
                 return self._on_finished(proof, now)
         return None
 
     def _on_finished(self, proof: Proof, now: float) -> ProvenEvent | None:
-        self.state = State.AWAIT_DECISION
+        self.state = _AWAIT_DECISION
         self._proof = proof
         proof.protection.cool()
         self._flight = None
@@ -484,7 +496,7 @@ class ServerHandshake:
 
     def accept(self, association_id: bytes, identity: Identity, now: float) -> Association:
         """Send the last flight; the handshake is over, and this its association."""
-        assert self.state is State.AWAIT_DECISION
+        assert self.state is _AWAIT_DECISION
         max_record = self._settings.max_datagram - self._proof.protection.overhead
         association = Association(
             association_id,
@@ -505,8 +517,8 @@ class ServerHandshake:
 
     def refuse(self, reason: Reason, now: float) -> None:
         """Tell the peer, in the clear, and again for each flight that it repeats."""
-        assert self.state is State.AWAIT_DECISION
-        self.state = State.REFUSED
+        assert self.state is _AWAIT_DECISION
+        self.state = _REFUSED
         self.fact = None
         self._decide_by = None
         self.deadline = now + REFUSAL_TIME
@@ -564,21 +576,21 @@ class ServerHandshake:
 _Transition = tuple[State, ProvenEvent | None]
 
 _ORDER: dict[State, tuple[int, ...]] = {
-    State.AWAIT_CLIENT_HELLO: (T.CLIENT_HELLO,),
-    State.AWAIT_CERTIFICATE: (T.CERTIFICATE, T.CLIENT_KEY_EXCHANGE, T.CERTIFICATE_VERIFY),
-    State.AWAIT_CLIENT_KEY_EXCHANGE: (T.CLIENT_KEY_EXCHANGE, T.CERTIFICATE_VERIFY),
-    State.AWAIT_CERTIFICATE_VERIFY: (T.CERTIFICATE_VERIFY,),
+    _AWAIT_CLIENT_HELLO: (T.CLIENT_HELLO,),
+    _AWAIT_CERTIFICATE: (T.CERTIFICATE, T.CLIENT_KEY_EXCHANGE, T.CERTIFICATE_VERIFY),
+    _AWAIT_CLIENT_KEY_EXCHANGE: (T.CLIENT_KEY_EXCHANGE, T.CERTIFICATE_VERIFY),
+    _AWAIT_CERTIFICATE_VERIFY: (T.CERTIFICATE_VERIFY,),
 }
 """What may be kept in each state: of the expected message_seq, and of those that come early."""
 
 _TRANSITIONS: dict[tuple[State, int], Callable[[ServerHandshake, bytes, float], _Transition]] = {
-    (State.AWAIT_CLIENT_HELLO, T.CLIENT_HELLO): ServerHandshake._on_client_hello,
-    (State.AWAIT_CERTIFICATE, T.CERTIFICATE): ServerHandshake._on_certificate,
+    (_AWAIT_CLIENT_HELLO, T.CLIENT_HELLO): ServerHandshake._on_client_hello,
+    (_AWAIT_CERTIFICATE, T.CERTIFICATE): ServerHandshake._on_certificate,
     (
-        State.AWAIT_CLIENT_KEY_EXCHANGE,
+        _AWAIT_CLIENT_KEY_EXCHANGE,
         T.CLIENT_KEY_EXCHANGE,
     ): ServerHandshake._on_client_key_exchange,
-    (State.AWAIT_CERTIFICATE_VERIFY, T.CERTIFICATE_VERIFY): ServerHandshake._on_certificate_verify,
+    (_AWAIT_CERTIFICATE_VERIFY, T.CERTIFICATE_VERIFY): ServerHandshake._on_certificate_verify,
 }
 """Which message is taken in which state, and by what; no other is. Finished comes sealed: it is
 tried in AWAIT_FINISHED only."""

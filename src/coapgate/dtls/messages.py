@@ -26,6 +26,7 @@ MAX_EXTENSIONS = 64
 MAX_FRAGMENTS = 16
 """Fragments of one record that are looked at: a flight has six messages."""
 
+_new = tuple.__new__  # what the constructor of a named tuple does, without a call of its own
 _NONE: Mapping[int, bytes] = MappingProxyType({})
 _HEADER = struct.Struct("!IHHI")
 """Type and length (8 and 24 bits), message_seq, offset and length of the fragment (24 and 24)."""
@@ -80,7 +81,8 @@ def parse_fragments(octets: bytes, position: int = 0) -> list[Fragment]:
         position = start + size
         if position > total or offset + size > length:
             raise MalformedMessage("fragment outside its message")
-        found.append(Fragment(what >> 24, length, message_seq, offset, octets[start:position]))
+        fields = what >> 24, length, message_seq, offset, octets[start:position]
+        found.append(_new(Fragment, fields))
     return found
 
 

@@ -29,6 +29,7 @@ _MAX_LENGTH = MAX_PLAINTEXT + 2048
 _HEADER = struct.Struct("!BHQH")
 """Type, version, epoch and sequence number (16 and 48 bits) as one, length."""
 _TLS12_CID = 25
+_new = tuple.__new__  # what the constructor of a named tuple does, without a call of its own
 _ACCEPTED_VERSIONS = frozenset((DTLS_1_0, DTLS_1_2))
 
 
@@ -88,9 +89,8 @@ def split(datagram: bytes, cid_length: int = 0) -> Iterator[Record]:
         end = body + length
         if end > total:
             raise MalformedRecord("record cut short")
-        yield Record(
-            content_type, number >> 48, number & MAX_SEQUENCE, datagram[position:end], start
-        )
+        fields = content_type, number >> 48, number & MAX_SEQUENCE, datagram[position:end], start
+        yield _new(Record, fields)
         position = end
     if position != total:
         raise MalformedRecord("too many records in a datagram")

@@ -66,6 +66,8 @@ _WORDS = struct.Struct("=5Q")
 _NO_ANSWERS = bytes(ANSWER_COUNT * ANSWER_LENGTH)
 _FIXED = struct.Struct(f"={ID_LENGTH}sHHdB")
 _METHODS = (Method.PSK, Method.X509)
+FIELD_COUNT = 9
+"""Fields of variable length: first the length of each, an octet, then all of them."""
 _METHOD, _VALUE_IS_DEVICE, _CREDENTIAL_IN_PATH, _ANCHOR_IN_PATH = 1, 2, 4, 8
 """Bits of the octet that says the method."""
 
@@ -147,7 +149,7 @@ def encode_established(established: Established) -> bytes | None:
         math.nan if identity.not_after is None else identity.not_after,
         flags,
     )
-    for octets in (
+    fields = (
         established.key_block,
         established.received_cid,
         established.sent_cid,
@@ -157,10 +159,11 @@ def encode_established(established: Established) -> bytes | None:
         anchor,
         value.encode(),
         identity.path,
-    ):
-        if len(octets) > 255:
-            return None
-        content += bytes((len(octets),)) + octets
+    )
+    lengths = [len(octets) for octets in fields]
+    if max(lengths) > 255:
+        return None
+    content += bytes(lengths) + b"".join(fields)
     return content.ljust(CONTENT_LENGTH, b"\0") if len(content) <= CONTENT_LENGTH else None
 
 
@@ -168,11 +171,10 @@ def parse_established(content: bytes) -> Established:
     """Of what was opened, and so is what `encode_established` made."""
     association_id, suite, max_plaintext, not_after, flags = _FIXED.unpack_from(content)
     fields = []
-    at = _FIXED.size
-    for _ in range(9):
-        begin = at + 1
-        at = begin + content[at]
-        fields.append(content[begin:at])
+    at = _FIXED.size + FIELD_COUNT
+    for length in content[_FIXED.size : at]:
+        fields.append(content[at : at + length])
+        at += length
     key_block, received_cid, sent_cid, tenant, device, credential, anchor, value, path = fields
     if flags & _ANCHOR_IN_PATH:
         anchor = _last_issuer(path) + anchor
