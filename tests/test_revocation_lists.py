@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +90,21 @@ async def test_reading_again_what_says_the_same_changes_nothing(house: House) ->
     await house.lists.look(again=True)
 
     assert len(house.used) == 1
+
+
+async def test_a_reload_reads_what_does_not_look_changed_too(house: House) -> None:
+    file = house.folder / "acme.crl"
+    house.write(signed(7))
+    await house.lists.look()
+    status, size = file.stat(), file.stat().st_size
+    others = (signed(8, number=number) for number in range(2, 100))
+    file.write_bytes(next(other for other in others if len(other) == size))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    await house.lists.look()
+    assert len(house.used) == 1
+    await house.lists.look(again=True)
+    assert len(house.used) == 2
 
 
 BROKEN: dict[str, Callable[[], bytes]] = {
