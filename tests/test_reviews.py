@@ -366,3 +366,32 @@ async def test_what_has_expired_ends_although_the_registry_cannot_say(house: Hou
     await house.wait(0.5)
 
     assert house.ended == [("sensor-1", Reason.EXPIRED), ("sensor-2", Reason.EXPIRED)]
+
+
+async def test_who_leaves_while_the_registry_is_asked_is_not_sent_away(house: House) -> None:
+    association = house.open("sensor-1")
+    house.open("sensor-2")
+
+    async def leave(identity: Identity, wall: float) -> Identity:
+        association.is_open = False
+        raise Refused(Reason.DISABLED)
+
+    reviews = Reviews(house, leave, house.end, clock_skew=0.0, window=WINDOW)
+    reviews.note([of_device("sensor-1"), of_device("sensor-1")], house.now)
+    reviews.look(house.now, house.wall)
+    while reviews.is_more:
+        await reviews.turn(house.wall)
+
+    assert house.ended == []
+    assert reviews.reviewed == 1
+
+
+async def test_lists_that_change_concern_those_below_their_anchor(house: House) -> None:
+    house.open("below", anchor=ANCHOR)
+    house.open("below-another", anchor=OTHER_ANCHOR)
+    house.refused = dict.fromkeys(("below", "below-another"), Reason.REVOKED)
+
+    house.reviews.concern_anchor(ANCHOR, house.now)
+    await house.settle()
+
+    assert house.ended == [("below", Reason.REVOKED)]
