@@ -29,9 +29,12 @@ class Books(MemoryRegistry):
         self.fault: Exception | None = None
         self.has_forgotten = False
         self.is_older = False
+        self.has_credentials = True
 
     async def find_psk_number(self, number: int) -> PskCredential | None:
         self._fail()
+        if not self.has_credentials:
+            raise RegistryUnavailable("database is locked")
         return await super().find_psk_number(number)
 
     def newest_change(self) -> int:
@@ -160,7 +163,7 @@ async def test_a_registry_that_cannot_be_asked_sends_nobody_away_and_is_asked_ag
         assert peer.client.alert is Alert.CERTIFICATE_REVOKED
 
 
-async def test_who_is_let_in_by_what_was_before_a_change_is_sent_away_after_it(
+async def test_who_was_judged_by_what_was_before_a_change_is_not_let_in_after_it(
     books: Books,
 ) -> None:
     """The keys of its handshake were found before the change; it ends after it."""
@@ -169,14 +172,13 @@ async def test_who_is_let_in_by_what_was_before_a_change_is_sent_away_after_it(
         before = await books.find_psk(key.identity)
         books.disable("sensor-1")
         await following.follow()
-        assert gate.associations == []
 
         books.find_psk = lambda identity: _answer(before)  # type: ignore[method-assign]
-        peer = gate.connect(key)
-        await following.follow()
+        peer = gate.join(key)
 
         assert not peer.client.is_established
         assert peer.client.alert is Alert.CERTIFICATE_REVOKED
+        assert gate.pump.refusals == {"disabled": 1}
 
 
 async def _answer(credentials: tuple[PskCredential, ...]) -> tuple[PskCredential, ...]:
@@ -207,7 +209,9 @@ async def test_devices_are_served_between_the_pieces_of_a_long_walk(
 
 
 @pytest.mark.expects_warnings("changes not followed")
-async def test_a_mistake_of_ours_does_not_end_the_following(books: Books) -> None:
+async def test_a_mistake_of_ours_does_not_end_the_following(
+    books: Books, caplog: pytest.LogCaptureFixture
+) -> None:
     key = books.add("sensor-1")
     async with followed(books) as (gate, following):
         peer = gate.connect(key)
@@ -215,8 +219,56 @@ async def test_a_mistake_of_ours_does_not_end_the_following(books: Books) -> Non
         books.fault = ZeroDivisionError()
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(following.run())
-            await until(lambda: following.failures == 1, "following fails")
+            await until(lambda: following.failures == 2, "following fails twice")
+            assert len(caplog.records) == 1
             assert peer.client.is_established
             books.fault = None
             await until(lambda: not gate.associations, "the device is sent away")
             running.cancel()
+
+
+async def test_what_changes_during_a_long_walk_is_noticed_before_its_end(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reviews, "TURN", reviews.REVIEW_COST)
+    keys = [books.add(f"sensor-{number}") for number in range(20)]
+    books.has_forgotten = True
+    async with followed(books) as (gate, following):
+        for key in keys:
+            gate.connect(key)
+        left_at: list[int] = []
+
+        def wake() -> None:
+            gate.turn()
+            gate.now += 0.2
+            if gate.pump.reviews.reviewed == 3:
+                books.has_forgotten = False
+                books.disable("sensor-19")
+            if gate.pump.detached["disabled"] == 2:
+                left_at.append(gate.pump.reviews.reviewed)
+
+        following._wake = wake
+        books.disable("sensor-0")
+        await following.follow()
+
+        assert left_at[0] < 10
+        assert len(gate.associations) == 18
+
+
+@pytest.mark.expects_warnings("registry cannot be followed")
+async def test_changes_that_are_seen_and_cannot_be_judged_are_told_of_once_and_wait(
+    books: Books, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = books.add("sensor-1")
+    async with followed(books) as (gate, following):
+        gate.connect(key)
+        books.disable("sensor-1")
+        books.has_credentials = False
+        for _ in range(3):
+            await following.follow()
+        assert (following.is_current, len(gate.associations)) == (False, 1)
+        assert len(caplog.records) == 1
+
+        books.has_credentials = True
+        await following.follow()
+        assert (following.is_current, len(gate.associations)) == (True, 0)

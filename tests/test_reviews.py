@@ -174,31 +174,37 @@ async def test_when_the_log_of_changes_is_lost_everybody_is_judged_again(house: 
 # --- handshakes that began before a change
 
 
-async def test_who_is_let_in_after_a_change_by_what_was_before_it_is_judged_once_more(
+def by_key(device: str) -> Identity:
+    return Identity(DEFAULT_TENANT, DeviceId(device), Method.PSK, "one")
+
+
+def by_certificate(device: str, anchor: bytes) -> Identity:
+    return Identity(DEFAULT_TENANT, DeviceId(device), Method.X509, "one", anchor)
+
+
+async def test_whom_a_change_concerns_is_judged_once_more_before_it_is_let_in(
     house: House,
 ) -> None:
-    house.refused = {"sensor-1": Reason.REVOKED, "sensor-2": Reason.UNTRUSTED}
-    house.reviews.note([of_device("sensor-1"), of_anchor(ANCHOR)], house.now)
+    reviews = house.reviews
+    assert not reviews.may_have_changed(by_key("sensor-1"))
+
+    reviews.note([of_device("sensor-1"), of_anchor(ANCHOR)], house.now)
     await house.settle()
 
-    house.open("sensor-1")
-    house.open("sensor-2", anchor=ANCHOR)
-    house.open("sensor-3")
-    await house.wait(0.5)
-
-    assert house.ended == [("sensor-1", Reason.REVOKED), ("sensor-2", Reason.UNTRUSTED)]
-    assert house.asked == ["sensor-1", "sensor-2"]
+    assert reviews.may_have_changed(by_key("sensor-1"))
+    assert reviews.may_have_changed(by_certificate("sensor-2", ANCHOR))
+    assert not reviews.may_have_changed(by_key("sensor-2"))
+    assert not reviews.may_have_changed(by_certificate("sensor-2", OTHER_ANCHOR))
+    namesake = replace(by_key("sensor-1"), tenant=Tenant("plant-4"))
+    assert not reviews.may_have_changed(namesake)
 
 
 async def test_who_began_after_a_change_is_not_judged_twice(house: House) -> None:
     house.reviews.note([of_device("sensor-1"), of_anchor(ANCHOR)], house.now)
     await house.wait(WINDOW)
 
-    house.open("sensor-1")
-    house.open("sensor-2", anchor=ANCHOR)
-    await house.wait(0.5)
-
-    assert house.asked == []
+    assert not house.reviews.may_have_changed(by_key("sensor-1"))
+    assert not house.reviews.may_have_changed(by_certificate("sensor-2", ANCHOR))
 
 
 async def test_changes_beyond_the_number_remembered_concern_whoever_is_let_in(
@@ -208,10 +214,8 @@ async def test_changes_beyond_the_number_remembered_concern_whoever_is_let_in(
     house.reviews.note([of_device(f"sensor-{number}") for number in range(4)], house.now)
     await house.settle()
 
-    house.open("sensor-0")
-    await house.wait(0.5)
-
-    assert house.asked == ["sensor-0"]
+    assert house.reviews.may_have_changed(by_key("sensor-0"))
+    assert house.reviews.may_have_changed(by_certificate("another", OTHER_ANCHOR))
 
 
 # --- what ends by time
@@ -362,3 +366,32 @@ async def test_what_has_expired_ends_although_the_registry_cannot_say(house: Hou
     await house.wait(0.5)
 
     assert house.ended == [("sensor-1", Reason.EXPIRED), ("sensor-2", Reason.EXPIRED)]
+
+
+async def test_who_leaves_while_the_registry_is_asked_is_not_sent_away(house: House) -> None:
+    association = house.open("sensor-1")
+    house.open("sensor-2")
+
+    async def leave(identity: Identity, wall: float) -> Identity:
+        association.is_open = False
+        raise Refused(Reason.DISABLED)
+
+    reviews = Reviews(house, leave, house.end, clock_skew=0.0, window=WINDOW)
+    reviews.note([of_device("sensor-1"), of_device("sensor-1")], house.now)
+    reviews.look(house.now, house.wall)
+    while reviews.is_more:
+        await reviews.turn(house.wall)
+
+    assert house.ended == []
+    assert reviews.reviewed == 1
+
+
+async def test_lists_that_change_concern_those_below_their_anchor(house: House) -> None:
+    house.open("below", anchor=ANCHOR)
+    house.open("below-another", anchor=OTHER_ANCHOR)
+    house.refused = dict.fromkeys(("below", "below-another"), Reason.REVOKED)
+
+    house.reviews.concern_anchor(ANCHOR, house.now)
+    await house.settle()
+
+    assert house.ended == [("below", Reason.REVOKED)]

@@ -84,8 +84,8 @@ class Reviews:
 
     `review(identity, wall)` answers with the identity as it is now, or raises Refused; `end` closes
     an association for a reason. `clock_skew` is the seconds that a key is good after its end.
-    Whoever began a handshake at most `window` seconds before a change may have been judged by what
-    was before it, and is judged once more when let in.
+    A handshake takes `window` seconds at most: whoever began one before a change may have been
+    judged by what was before it.
 
     Mutable: what waits to be judged, the walk that is under way, and the changes of the last
     `window` seconds. Call `look` every half second, then `turn` while there `is_more`.
@@ -142,14 +142,21 @@ class Reviews:
         """What is known of certificates below an anchor has changed: its revocation lists."""
         self._concern(key_id, now)
 
+    def may_have_changed(self, identity: Identity) -> bool:
+        """Whether who was judged by what a handshake was told at its beginning is to be judged once
+        more before it is let in: since then something may have become different."""
+        recent = self._recent
+        return bool(recent) and (
+            (identity.tenant, identity.device) in recent
+            or _group(identity) in recent
+            or _EVERYTHING in recent
+        )
+
     def opened(self, association: Association) -> None:
         """An association begins: when it ends is known from now on."""
         identity = association.identity
         if identity.not_after is not None:
             self._earliest_end = min(self._earliest_end, self._end_of(identity))
-        # Judged by what its handshake was told when it began, which may be different now.
-        if self._recent and self._is_recent(identity):
-            self._waiting.append(association)
 
     def _concern(self, whom: Hashable, now: float) -> None:
         self._wanted.add(whom)
@@ -162,14 +169,6 @@ class Reviews:
             whom = _EVERYTHING
         recent.pop(whom, None)  # the dict is in order of time
         recent[whom] = now + self._window
-
-    def _is_recent(self, identity: Identity) -> bool:
-        recent = self._recent
-        return (
-            (identity.tenant, identity.device) in recent
-            or _group(identity) in recent
-            or _EVERYTHING in recent
-        )
 
     # --- judging
 

@@ -233,6 +233,8 @@ class Pump:
     async def _judge_key(self, handshake: int, path: Path, credential: PskCredential) -> None:
         try:
             identity = await self._authentication.judge_psk(credential, self._wall())
+            if self.reviews.may_have_changed(identity):
+                identity = await self._authentication.review(identity, self._wall())
         except Refused as refusal:
             self._refuse(handshake, path, refusal)
             return
@@ -243,6 +245,8 @@ class Pump:
     async def _judge_chain(self, handshake: int, path: Path, chain: tuple[bytes, ...]) -> None:
         try:
             identity = await self._authentication.judge_chain(chain, self._wall())
+            if self.reviews.may_have_changed(identity):
+                identity = await self._authentication.review(identity, self._wall())
         except Refused as refusal:
             self._refuse(handshake, path, refusal)
             return

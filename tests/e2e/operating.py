@@ -44,9 +44,9 @@ async def goes_on(client: Program) -> None:
     await until(lambda: client.output.count(CHANGED) > answered, "the device is answered")
 
 
-async def ended(peer: RawPeer) -> Alert | None:
+async def ended(peer: RawPeer, within: float = SOON) -> Alert | None:
     """Wait until a device's association has ended; what it was told."""
-    async with asyncio.timeout(SOON):
+    async with asyncio.timeout(within):
         await peer.closed()
     return peer.client.alert
 
