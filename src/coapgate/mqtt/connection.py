@@ -15,6 +15,7 @@ from coapgate.errors import StartError
 from coapgate.mqtt.client import STOPPED, Client, Ending, Hello, State
 from coapgate.mqtt.publications import Publications
 from coapgate.mqtt.settings import ConnectionSettings, load_password, load_tls, tls_reason
+from coapgate.mqtt.subscriptions import Complete, Heard, Refusal
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,9 @@ GOODBYE_TIMEOUT = 1.0
 WRITE_BUFFER_SIZE = 256 * 1024
 """Octets that may wait for a broker which reads slowly; then publications are held."""
 
+HEARD_AT_ONCE = 32
+"""Publications to us that are looked at in one tick of the loop: devices wait no longer."""
+
 _ORDINARY = frozenset({"closed", "network", "disconnect-0x8b"})
 """Endings in which a broker merely goes: nobody has to look. 0x8b: server shutting down."""
 
@@ -35,11 +39,19 @@ class Connection:
     """One worker's connection to the broker, made again whenever it is lost.
 
     `ended(ticket, outcome)` is called once for every publication that has a ticket, from the event
-    loop but never from inside of `publish`; it may publish. Build it in the running loop, `run` it
-    in a task, `drain` it at the end. Everything handed over before there is a broker is held.
+    loop but never from inside of `publish`; it may publish. `noticed` is called instead for tickets
+    below 0, those of what the gateway itself has to say. `heard` is given what `subscribe` brings,
+    and has to `acknowledge` every publication. Build it in the running loop, `run` it in a task,
+    `drain` it at the end. Everything handed over before there is a broker is held.
     """
 
-    def __init__(self, settings: ConnectionSettings, ended: Callable[[int, int], None]) -> None:
+    def __init__(
+        self,
+        settings: ConnectionSettings,
+        ended: Callable[[int, int], None],
+        noticed: Callable[[int, int], None] | None = None,
+        heard: Callable[[Heard | Complete | Refusal], None] | None = None,
+    ) -> None:
         self.publications = Publications(
             hold_time=settings.hold_time,
             hold_messages=settings.hold_messages,
@@ -54,6 +66,8 @@ class Connection:
         """Why the last attempt failed; None if it did not."""
         self._settings = settings
         self._ended = ended
+        self._noticed = noticed or ended
+        self._heard = heard or _ignore
         self._loop = asyncio.get_running_loop()
         hello = Hello(
             settings.client_id, settings.username, settings.keep_alive, settings.status_topic
@@ -61,6 +75,7 @@ class Connection:
         self._client = Client(
             hello, self.publications, min(settings.keep_alive, settings.hold_time)
         )
+        self.subscriptions = self._client.subscriptions
         self._transport: asyncio.Transport | None = None
         self._attempted = asyncio.Event()
         self._came = asyncio.Event()
@@ -71,6 +86,8 @@ class Connection:
         self._draining = False
         self._timer: asyncio.TimerHandle | None = None
         self._flush_is_due = False
+        self._has_asked = False
+        self._is_hearing = False
         self._backoff = MIN_BACKOFF
         self._complaints: set[tuple[str, str]] = set()
 
@@ -93,6 +110,7 @@ class Connection:
         user_properties: list[tuple[str, str]],
         ticket: int | None,
         retain: bool = False,
+        correlation_data: bytes | None = None,
     ) -> None:
         """Hand over one publication; `ended` follows if it has a ticket.
 
@@ -108,10 +126,26 @@ class Connection:
             user_properties,
             ticket,
             self._loop.time(),
+            correlation_data,
         )
         if not self._flush_is_due:
             self._flush_is_due = True
             self._loop.call_soon(self._flush)
+
+    def subscribe(self, topic_filter: str, *, is_state: bool = False) -> None:
+        """Hear a topic filter, on this connection and on those that follow it."""
+        self.subscriptions.subscribe(topic_filter, is_state=is_state)
+        self._flush_soon()
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """Hear it no longer."""
+        self.subscriptions.unsubscribe(topic_filter)
+        self._flush_soon()
+
+    def acknowledge(self, heard: Heard) -> None:
+        """A publication to us is taken care of: the broker may forget it, and send another."""
+        self.subscriptions.acknowledge(heard.receipt)
+        self._flush_soon()
 
     async def run(self) -> None:
         """Keep connected until cancelled, or until `drain` is done."""
@@ -223,6 +257,8 @@ class Connection:
                 },
             )
         self._flush()
+        if self.subscriptions.waiting:
+            self._hear_soon()
 
     def set_writable(self, writable: bool) -> None:
         """Called by the wire; from inside of `write` if false."""
@@ -287,6 +323,9 @@ class Connection:
         self._flush_is_due = False
         client = self._client
         transport = self._transport
+        if self._has_asked:
+            self._has_asked = False
+            self.subscriptions.flush(self._loop.time())
         if transport is not None:
             data = client.take_outgoing()
             if data:
@@ -305,12 +344,40 @@ class Connection:
         if self._draining and not (publications.held or publications.in_flight):
             self._idle.set()
 
+    def _flush_soon(self) -> None:
+        """Write what is to be written, subscriptions too, at the end of this tick."""
+        self._has_asked = True
+        if not self._flush_is_due:
+            self._flush_is_due = True
+            self._loop.call_soon(self._flush)
+
+    def _hear_soon(self) -> None:
+        if not self._is_hearing:
+            self._is_hearing = True
+            self._loop.call_soon(self._hear)
+
+    def _hear(self) -> None:
+        """Hand on what was heard, a little at a time: devices come in between."""
+        self._is_hearing = False
+        for _ in range(HEARD_AT_ONCE):
+            heard = self.subscriptions.next_heard()
+            if heard is None:
+                return
+            try:
+                self._heard(heard)
+            except Exception:
+                log.exception("a publication to us was not taken")
+        self._hear_soon()
+
     def _report(self) -> None:
         ended = self.publications.ended.copy()
         self.publications.ended.clear()
         for ticket, outcome in ended:
             try:
-                self._ended(ticket, outcome)
+                if ticket < 0:
+                    self._noticed(ticket, outcome)
+                else:
+                    self._ended(ticket, outcome)
             except Exception:
                 # One answer that fails must not take the others with it, nor the connection.
                 log.exception("outcome of a publication was not taken")
@@ -328,6 +395,10 @@ class Connection:
         self._timer = None
         self._client.handle_timer(self._loop.time())
         self._flush()
+
+
+def _ignore(heard: Heard | Complete | Refusal) -> None:
+    """Whoever subscribes to nothing hears nothing."""
 
 
 class _Wire(asyncio.Protocol):

@@ -20,6 +20,7 @@ from collections import deque
 from mqtt5 import PublishPacket, QoS, read
 
 from coapgate.model import Outcome
+from coapgate.mqtt.subscriptions import SUBSCRIBE_ID
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +107,8 @@ class Publications:
         self._hold_messages = hold_messages
         self._hold_size = hold_size
         self._max_in_flight = max_in_flight
-        # The last one belongs to the announcement. Reused as late as possible.
-        self._packet_ids = deque(range(1, min(max_in_flight + hold_messages + 1, MAX_PACKET_IDS)))
+        # The last ones belong to the announcement and to subscriptions. Reused as late as possible.
+        self._packet_ids = deque(range(1, min(max_in_flight + hold_messages + 1, SUBSCRIBE_ID)))
         self._held: deque[Publication] = deque()
         self._held_size = 0
         self._in_flight: dict[int, Publication] = {}
@@ -165,6 +166,7 @@ class Publications:
         user_properties: list[tuple[str, str]],
         ticket: int | None,
         now: float,
+        correlation_data: bytes | None = None,
     ) -> None:
         """Take one publication; `user_properties` is not kept.
 
@@ -189,6 +191,7 @@ class Publications:
                 packet_id=packet_id,
                 content_type=content_type,
                 user_properties=user_properties,
+                correlation_data=correlation_data,
             ).write()
         except ValueError:
             # No MQTT string; `topics` lets none through, so this is a mistake of ours.
