@@ -5,12 +5,15 @@ from __future__ import annotations
 from coapgate.config.loading import load
 from coapgate.config.settings import (
     CoapSettings,
+    ContentSettings,
+    DownlinkSettings,
     DtlsSettings,
     HttpSettings,
     LimitSettings,
     LogSettings,
     MqttSettings,
     RegistrySettings,
+    RightsSettings,
     Settings,
 )
 from coapgate.config.values import Address, BrokerUrl
@@ -22,6 +25,9 @@ __all__ = [
     "CoapSettings",
     "LimitSettings",
     "MqttSettings",
+    "DownlinkSettings",
+    "RightsSettings",
+    "ContentSettings",
     "RegistrySettings",
     "HttpSettings",
     "LogSettings",
