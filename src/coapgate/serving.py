@@ -294,7 +294,8 @@ class Pump:
 
     def _on_closed(self, association: Association, cause: str) -> None:
         self.detached[cause] += 1
-        self._layer.close(association.endpoint)  # type: ignore[arg-type]  # as in `_deliver`
+        endpoint = association.endpoint
+        self._layer.close(endpoint, self._clock())  # type: ignore[arg-type]  # as in `_deliver`
         # Each holds the other: without this the garbage collector would have to find them.
         association.endpoint = None
         self.sessions.close(association.identity, association.id)

@@ -316,7 +316,7 @@ async def test_the_answer_to_a_closed_endpoint_goes_nowhere() -> None:
     async with gate_with_site(site) as gate:
         endpoint = gate.open()
         gate.layer.receive(endpoint, message(CON, Code.GET, 1, "time"), NOW)
-        gate.layer.close(endpoint)
+        gate.layer.close(endpoint, 10.0)
         slow.open.set()
         await until(lambda: slow.ended)
 

@@ -89,8 +89,8 @@ UNITS = {
 # In a batch, one look more at the empty socket and one write to the broker are shared by all; so
 # are the two callbacks that write and send. The socket's timer moves every 50 ms at most.
 BUDGETS: dict[Kind, Budget] = {
-    RequestKind(cid=True, batch=50): Budget(44, 61, 1870, 1, 1, 2.04, 0.04, 0.01),
-    RequestKind(cid=False, batch=50): Budget(44, 57, 1810, 1, 1, 2.04, 0.04, 0.01),
+    RequestKind(cid=True, batch=50): Budget(44, 61, 1885, 1, 1, 2.04, 0.04, 0.01),
+    RequestKind(cid=False, batch=50): Budget(44, 57, 1821, 1, 1, 2.04, 0.04, 0.01),
     RequestKind(cid=True, batch=1): Budget(79, 75.5, 2460, 1, 1, 4, 2, 0.05),
     RequestKind(cid=False, batch=1): Budget(79, 71.5, 2400, 1, 1, 4, 2, 0.05),
     HandshakeKind(Method.PSK, cid=True): Budget(482, 514, 12900, 3, 3, 9, 0, 0.05),
