@@ -53,7 +53,7 @@ class Upload:
     def refusal(self, number: int, payload: bytes, *options: tuple[int, bytes]) -> int:
         answer = self.send(number, payload, *options)
         assert answer is not None
-        return answer.code
+        return int(answer.code)
 
 
 @pytest.mark.parametrize("exponent", range(7))
