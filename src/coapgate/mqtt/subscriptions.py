@@ -37,7 +37,7 @@ MAX_BATCH_SIZE = 16384
 """Octets of the topic filters of one packet."""
 MAX_UNACKNOWLEDGED = 64
 """Publications to us that the broker may have under way, announced as Receive Maximum."""
-MAX_FEED = 4096
+MAX_FEED = 65536
 """Publications of feeds that wait to be looked at; of those at QoS 0 the next is dropped."""
 MAX_WAITING_SIZE = 64 << 20
 """Octets of payload that wait to be looked at; then states are asked for again instead."""
