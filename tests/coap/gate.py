@@ -171,11 +171,13 @@ class RecordingDownlinks:
         self.failures: list[tuple[int, Failure]] = []
         self.speakers: list[tuple[str, float]] = []
         self.on_spoke: Callable[[], None] = lambda: None
+        self.on_answer: Callable[[], None] = lambda: None
 
     def answered(
         self, ticket: int, code: int, content_format: int | None, payload: bytes, now: float
     ) -> None:
         self.answers.append((ticket, code, content_format, payload))
+        self.on_answer()
 
     def failed(self, ticket: int, failure: Failure, now: float) -> None:
         self.failures.append((ticket, failure))
