@@ -203,9 +203,10 @@ class Client:
         if self.state is State.OVER:
             return
         self._buffer = data[position:]
-        self._missing = _missing(self._buffer)
-        if self._missing + len(self._buffer) > MAX_RECEIVED_PACKET:
-            self._receive_malformed(data)
+        if self._buffer:
+            self._missing = _missing(self._buffer)
+            if self._missing + len(self._buffer) > MAX_RECEIVED_PACKET:
+                self._receive_malformed(data)
 
     def lost(self, now: float, *, cut: bool) -> None:
         """The transport is gone; `cut`: the broker closed it, rather than the network or we."""

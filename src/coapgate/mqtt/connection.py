@@ -257,7 +257,8 @@ class Connection:
                 },
             )
         self._flush()
-        if self.subscriptions.waiting:
+        if self.subscriptions.has_news:
+            self.subscriptions.has_news = False
             self._hear_soon()
 
     def set_writable(self, writable: bool) -> None:

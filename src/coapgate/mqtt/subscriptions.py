@@ -87,6 +87,8 @@ class Subscriptions:
     def __init__(self, outgoing: list[bytes]) -> None:
         self.dropped = 0
         """Publications that nobody could look at: too many at QoS 0."""
+        self.has_news = False
+        """Something may wait to be looked at; whoever looks resets it."""
         self._outgoing = outgoing
         self._wanted: dict[str, bool] = {}  # topic filter -> is a state
         self._to_subscribe: dict[str, None] = {}
@@ -109,11 +111,6 @@ class Subscriptions:
     def __len__(self) -> int:
         """Topic filters that are wanted."""
         return len(self._wanted)
-
-    @property
-    def waiting(self) -> int:
-        """What has been heard and not been looked at."""
-        return len(self._feed) + len(self._states)
 
     @property
     def oldest_sent_at(self) -> float | None:
@@ -193,6 +190,7 @@ class Subscriptions:
 
     def receive_publication(self, packet: PublishPacket) -> None:
         """The broker delivers something."""
+        self.has_news = True
         topic = packet.topic
         receipt = None if packet.packet_id is None else (self._connection, packet.packet_id)
         heard = Heard(
@@ -217,7 +215,7 @@ class Subscriptions:
         """The broker says which filters of the batch it grants."""
         if self._batch is None or packet.packet_id != SUBSCRIBE_ID or self._is_granted:
             return
-        self._is_granted = True
+        self._is_granted = self.has_news = True
         granted = []
         for topic_filter, code in zip(self._batch, packet.reason_codes, strict=False):
             if code.value < _REFUSED:
@@ -238,6 +236,7 @@ class Subscriptions:
         if self._batch is None or not self._is_granted or self._pongs < self._batch_ping:
             return
         batch, self._batch = self._batch, None
+        self.has_news = True
         for topic_filter in batch:
             # Wanted no longer, or once more: then its answer is still to come.
             if topic_filter in self._wanted and topic_filter not in self._to_subscribe:

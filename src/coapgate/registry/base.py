@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from coapgate.model import Device, DeviceId, PskCredential, Tenant, TrustAnchor
 
@@ -64,6 +64,37 @@ class BadLine:
     line: int
     message: str
     hint: str
+
+
+class HeldRequest(NamedTuple):
+    """A request that waits for its device; `expires_at` in Unix seconds.
+
+    `response_topic` None: its outcome is an event. `method` is as its backend wrote it.
+    """
+
+    number: int
+    tenant: Tenant
+    device: DeviceId
+    method: str
+    path: str
+    query: str
+    content_format: int | None
+    payload: bytes
+    response_topic: str | None
+    correlation: bytes | None
+    expires_at: float
+
+
+class HeldRequests(Protocol):
+    """What outlives a gateway of its requests for devices. Raises RegistryUnavailable."""
+
+    def held_requests(self, node: int) -> list[HeldRequest]:
+        """Those of one gateway, in order of number."""
+
+    async def change_held_requests(
+        self, node: int, added: Iterable[HeldRequest], removed: Iterable[int]
+    ) -> None:
+        """Add some and remove some by number, together; on disk when this returns."""
 
 
 class Registry(Protocol):

@@ -21,8 +21,15 @@ from typing import Self
 
 from coapgate.errors import RegistryError, RegistryUnavailable
 from coapgate.model import Device, DeviceId, PskCredential, Tenant, TrustAnchor
-from coapgate.registry import bulk, psk, reading, refusals, schema, writing
-from coapgate.registry.base import BadLine, CertificateEntry, DeviceEntry, NewDevice, PskEntry
+from coapgate.registry import bulk, held, psk, reading, refusals, schema, writing
+from coapgate.registry.base import (
+    BadLine,
+    CertificateEntry,
+    DeviceEntry,
+    HeldRequest,
+    NewDevice,
+    PskEntry,
+)
 from coapgate.registry.vault import Vault
 
 WRITE_TIMEOUT = 2.0
@@ -165,6 +172,18 @@ class SqliteRegistry:
             return reading.find_anchored_device(self._reader, key_id, tenant, device)
         except sqlite3.Error as error:
             raise schema.unavailable(error, self._path) from error
+
+    def held_requests(self, node: int) -> list[HeldRequest]:
+        with self._reading() as connection:
+            return held.load(connection, node)
+
+    async def change_held_requests(
+        self, node: int, added: Iterable[HeldRequest], removed: Iterable[int]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(
+            self._thread, self._change_held_requests, node, list(added), list(removed)
+        )
 
     async def provision(self, anchor: TrustAnchor, device: DeviceId, value: str) -> Device:
         refusals.check_device(Device(anchor.tenant, device))
@@ -345,6 +364,12 @@ class SqliteRegistry:
             not_after,
             enabled == 1,
         )
+
+    def _change_held_requests(
+        self, node: int, added: list[HeldRequest], removed: list[int]
+    ) -> None:
+        with self._writing() as connection:
+            held.change(connection, node, added, removed)
 
     def _provision(self, anchor: TrustAnchor, device: DeviceId, value: str) -> Device:
         with self._writing() as connection:
