@@ -273,6 +273,13 @@ def test_what_could_not_be_carried_out_is_refused_with_its_first_block(
     assert len(upload.gate.layer.assembly) == 0
 
 
+def test_a_query_that_no_property_may_hold_is_refused_with_the_first_block() -> None:
+    upload = Upload()
+
+    assert upload.refusal(0, bytes(1024), (15, b"\xff")) == Code.BAD_REQUEST
+    assert upload.refusal(0, bytes(1024), (15, b"a=1")) == Code.CONTINUE
+
+
 def test_a_broker_that_refuses_is_told_after_the_last_block() -> None:
     upload = Upload()
     upload.send(0, bytes(1024))

@@ -387,6 +387,26 @@ def test_a_large_notification_is_its_first_block_and_the_rest_is_fetched() -> No
     assert (first.payload + second.payload) == large.payload[:2048]
 
 
+def test_a_large_notification_goes_although_there_is_no_room_to_keep_the_rest() -> None:
+    watch = Watch(Settings(download_memory=1000))
+    watch.ask()
+
+    (first,) = watch.notify(Content.of(bytes(2500), 42))
+
+    assert (first.opt.block2.more, len(first.payload), watch.count) == (True, 1024, 1)
+
+
+def test_a_rst_to_another_unconfirmed_notification_ends_that_one() -> None:
+    watch = Watch(Settings(confirm_every=100))
+    watch.ask()
+    watch.ask(token=b"\x0b")
+    first, second = watch.notify(text(1))
+
+    watch.hear(RST, second.mid)
+
+    assert [n.token for n in watch.notify(text(2))] == [first.token]
+
+
 def test_notifications_have_the_block_size_of_the_registration() -> None:
     watch = Watch()
     watch.ask(REGISTER, b"\x0a", "led", (BLOCK2, Block(0, False, 2).encode()))

@@ -9,7 +9,7 @@ from coapgate.coap.blocks import Block
 from coapgate.coap.endpoint import Endpoint
 from coapgate.coap.messages import Settings
 from coapgate.coap.requests import Failure
-from coapgate.model import Code
+from coapgate.model import Code, Content, DeviceId, Tenant
 from tests.coap.gate import ACK, CON, NON, RST, FakeAssociation, Gate, empty, message, uplink
 
 START = 100.0
@@ -331,6 +331,41 @@ def test_a_body_above_the_limit_is_not_sent() -> None:
     assert asked.ask(LARGE) == []
 
     assert (asked.failures, asked.count) == ([(1, Failure.TOO_LARGE)], 0)
+
+
+def test_a_path_that_leaves_no_room_for_a_body_is_too_large() -> None:
+    asked = Asked()
+    asked.endpoint.association.max_plaintext = 100
+
+    assert asked.ask(path="/".join("x" * 20 for _ in range(4))) == []
+
+    assert (asked.failures, asked.count) == ([(1, Failure.TOO_LARGE)], 0)
+
+
+def test_silent_devices_are_given_up_each_in_its_time() -> None:
+    asked = Asked(Settings(response_timeout=20.0, requests_per_device=2))
+    for now in (START, START + 5):
+        (request,) = asked.ask(now=now)
+        asked.hear(empty(ACK, request.mid), now)
+
+    asked.gate.run_timers(START + 22)
+    assert asked.failures == [(1, Failure.SILENT)]
+    asked.gate.run_timers(START + 30)
+    assert asked.failures == [(1, Failure.SILENT), (2, Failure.SILENT)]
+
+
+def test_an_ack_with_a_response_to_what_was_no_request_is_ignored() -> None:
+    asked = Asked()
+    (request,) = asked.ask()
+    asked.answer(request)
+    asked.gate.contents.states["led"] = Content.of(b"1", 0)
+    asked.hear(message(CON, Code.GET, 1, "led", options=((6, b""),)))
+    asked.gate.layer.notify(Tenant("default"), DeviceId("sensor-1"), "led", None, START)
+    (farewell,) = asked.taken()
+
+    assert asked.answer(farewell, Code.CONTENT) == []
+
+    assert asked.gate.layer.counts.ignored == 1
 
 
 def test_a_continue_after_the_last_block_is_unacceptable() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 from aiocoap import Message
 
-from coapgate.coap.blocks import Block
+from coapgate.coap.blocks import MAX_NUMBER, Block, cut
 from coapgate.coap.endpoint import Endpoint
 from coapgate.coap.messages import Settings
+from coapgate.coap.states import NoContents
 from coapgate.errors import RequestRefused
 from coapgate.model import Code, Content
-from tests.coap.gate import ACK, CON, NON, RST, FakeAssociation, Gate, empty, message
+from tests.coap.gate import ACK, CON, NON, RST, FakeAssociation, Gate, empty, identity, message
 
 ETAG, ACCEPT, BLOCK2 = 4, 17, 23
 START = 100.0
@@ -201,11 +202,13 @@ def test_a_download_is_resumed_after_everything_was_forgotten() -> None:
     gate.run_timers(START + 31)
     assert (len(gate.layer.downloads), gate.layer.downloads.octets) == (0, 0)
 
+    last = read(gate, endpoint, 4, block2(4), now=START + 39)
     answer = read(gate, endpoint, 2, block2(3), now=START + 40)
 
     assert (answer.payload, answer.opt.etag) == (LARGE.payload[3072:4096], LARGE.etag)
     assert read(gate, endpoint, 3, block2(4), now=START + 41).payload == LARGE.payload[4096:]
-    assert len(gate.contents.asked) == 2
+    assert (last.payload, last.opt.block2.more) == (LARGE.payload[4096:], False)
+    assert len(gate.contents.asked) == 3
 
 
 def test_a_block_after_the_end_is_4_00() -> None:
@@ -255,6 +258,34 @@ def test_a_device_that_begins_many_downloads_gives_up_its_own_oldest() -> None:
         read(gate, endpoint, number, path=path)
 
     assert (len(gate.layer.downloads), gate.layer.downloads.octets) == (2, 10000)
+
+
+def test_downloads_end_each_in_its_time() -> None:
+    gate = Gate(Settings(transfer_timeout=30.0))
+    gate.contents.states["config"] = LARGE
+    read(gate, opened(gate, "d1"), 1)
+    read(gate, opened(gate, "d2"), 1, now=START + 10)
+
+    gate.run_timers(START + 35)
+    assert (len(gate.layer.downloads), gate.layer.downloads.octets) == (1, 5120)
+    gate.run_timers(START + 41)
+    assert (len(gate.layer.downloads), gate.layer.downloads.octets) == (0, 0)
+
+
+def test_a_block_whose_number_no_option_can_hold_is_4_00() -> None:
+    body = bytes((MAX_NUMBER + 2) * 16)
+
+    with pytest.raises(RequestRefused) as refused:
+        cut(body, Block(MAX_NUMBER, False, 6)._replace(number=(MAX_NUMBER + 1) // 64), 16)
+    assert refused.value.code == Code.BAD_REQUEST
+    assert cut(body, Block(MAX_NUMBER, False, 0), 16).block == (MAX_NUMBER, True, 0)
+
+
+def test_without_contents_every_path_is_4_04() -> None:
+    for act in (NoContents().find, NoContents().check_observable):
+        with pytest.raises(RequestRefused) as refused:
+            act(identity(), "a", *((1, START) if act.__name__ == "find" else ()))
+        assert refused.value.code == Code.NOT_FOUND
 
 
 def test_long_content_is_read_again_for_a_repetition_and_not_kept() -> None:

@@ -6,7 +6,7 @@ then one request is several messages, one after the other.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from enum import StrEnum
 from math import inf
@@ -34,9 +34,9 @@ from coapgate.errors import MessageFormatError, RequestRefused
 from coapgate.model import Code, Identity
 
 TOKEN_LENGTH = 4
+TOKENS = 1 << 8 * TOKEN_LENGTH
 REMEMBERED = 8
 """Responses of one device whose repetitions are acknowledged again."""
-MAX_BLOCKS = 1 << 20
 
 _KNOWN_CRITICAL = frozenset((BLOCK1, BLOCK2))
 """Options of a response that must be understood, and are (RFC 7252 table 4, RFC 7959)."""
@@ -166,7 +166,7 @@ class RequestsUnderWay(Generic[A]):
 
     def __init__(self) -> None:
         self.by_token: dict[bytes, _Request[A]] = {}
-        self.answered: deque[int] = deque(maxlen=REMEMBERED)
+        self.answered: tuple[int, ...] = ()
 
 
 class DeviceRequests(Generic[A]):
@@ -190,7 +190,7 @@ class DeviceRequests(Generic[A]):
         self._transmit = transmit
         self._transmissions = transmissions
         self._downlinks = downlinks
-        self._random = rng
+        self._tokens = rng.randrange(TOKENS)
         self._max_body = max_body
         self._block_size = block_size
         self._per_device = per_device
@@ -226,16 +226,12 @@ class DeviceRequests(Generic[A]):
         if len(requests.by_token) >= self._per_device:
             self._report(request, Failure.BUSY, now)
             return
-        if len(payload) > self._max_body:
+        most = self._room(request)
+        if len(payload) > self._max_body or most < MIN_BLOCK_SIZE:
             self._report(request, Failure.TOO_LARGE, now)
             return
         self._count += 1
-        most = self._room(request)
         if len(payload) > most:
-            if most < MIN_BLOCK_SIZE:
-                self._count -= 1
-                self._report(request, Failure.TOO_LARGE, now)
-                return
             request.sent = Block(0, True, exponent_for(most))
         self._send_block(request, now)
 
@@ -260,10 +256,11 @@ class DeviceRequests(Generic[A]):
     ) -> bool:
         """Take a response: piggybacked on the ACK of `acknowledged`, or separate; `acknowledge` is
         the message ID of a CON. False: nobody asked, and nothing was sent.
+
+        The endpoint was asked something before.
         """
         requests = endpoint.requests
-        if requests is None:
-            return False
+        assert requests is not None
         request = requests.by_token.get(token)
         if acknowledged is not None:
             owner = acknowledged.owner
@@ -293,7 +290,7 @@ class DeviceRequests(Generic[A]):
             self.fail(request, Failure.UNACCEPTABLE, now)
             return True
         if acknowledge is not None:
-            requests.answered.append(acknowledge)
+            requests.answered = (*requests.answered, acknowledge)[-REMEMBERED:]
             self._transmit(endpoint.association, empty_ack(acknowledge), now)
         self._forget(request)
         self._go_on(request, code, blocks, block1, block2, payload, now)
@@ -397,10 +394,8 @@ class DeviceRequests(Generic[A]):
         endpoint, sent = request.endpoint, request.sent
         requests = endpoint.requests
         assert requests is not None
-        token = self._random.getrandbits(8 * TOKEN_LENGTH).to_bytes(TOKEN_LENGTH, "big")
-        while token in requests.by_token:
-            token = self._random.getrandbits(8 * TOKEN_LENGTH).to_bytes(TOKEN_LENGTH, "big")
-        request.token = token
+        self._tokens += 1
+        token = request.token = (self._tokens % TOKENS).to_bytes(TOKEN_LENGTH, "big")
         requests.by_token[token] = request
         options = self._options(request)
         payload = b"" if wanted is not None else request.body
@@ -450,9 +445,8 @@ class DeviceRequests(Generic[A]):
 
     def _forget(self, request: _Request[A]) -> None:
         self._awaited.pop(request, None)
-        requests = request.endpoint.requests
-        if requests is not None:
-            requests.by_token.pop(request.token, None)
+        assert request.endpoint.requests is not None
+        request.endpoint.requests.by_token.pop(request.token, None)
 
 
 def _number(value: bytes | None) -> int | None:
