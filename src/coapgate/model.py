@@ -138,6 +138,20 @@ class Content(NamedTuple):
         return Content(payload, content_format, etag)
 
 
+class KeptObservation(NamedTuple):
+    """An observation as it outlives the process (RFC 7641).
+
+    `exponent` is of the block size that was asked for, `accept` the Content-Format; None: neither
+    was. `etag` is of the content that the device was told last.
+    """
+
+    token: bytes
+    path: str
+    exponent: int | None
+    accept: int | None
+    etag: bytes
+
+
 class Outcome(enum.IntEnum):
     """What became of a publication besides the PUBACK reason codes 0x00 to 0xFF."""
 

@@ -16,7 +16,7 @@ from coapgate.coap.rates import DeviceRates
 from coapgate.coap.requests import Failure
 from coapgate.dtls.paths import AMPLIFICATION, UnprovenPath
 from coapgate.errors import RequestRefused
-from coapgate.model import Code, Content, DeviceId, Identity, Method, Tenant
+from coapgate.model import Code, Content, DeviceId, Identity, KeptObservation, Method, Tenant
 from coapgate.uplink import Source, Uplinks
 
 CON, NON, ACK, RST = range(4)
@@ -187,6 +187,20 @@ class RecordingDownlinks:
         self.on_spoke()
 
 
+class MemoryJournal:
+    """What outlives the process."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[bytes, bytes], KeptObservation] = {}
+
+    def added(self, association_id: bytes, kept: KeptObservation) -> None:
+        self.kept.pop((association_id, kept.token), None)
+        self.kept[association_id, kept.token] = kept
+
+    def removed(self, association_id: bytes, token: bytes) -> None:
+        self.kept.pop((association_id, token), None)
+
+
 class Gate:
     """Message layer, hot path and uplinks between fakes.
 
@@ -209,6 +223,7 @@ class Gate:
         self.silent_site = SilentSite()
         self.contents = Contents()
         self.downlinks = RecordingDownlinks()
+        self.journal = MemoryJournal()
         self.uplinks = Uplinks(
             self.publisher, "coapgate", lambda: max_packet_size, jitter=lambda low, high: low
         )
@@ -231,6 +246,7 @@ class Gate:
             answered=self._answered,
             contents=self.contents,
             downlinks=self.downlinks,
+            journal=self.journal,
         )
         self.contents.connect(self.layer)
 

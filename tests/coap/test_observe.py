@@ -487,3 +487,87 @@ def test_an_observation_that_is_renewed_under_way_leaves_one_message_under_way()
     assert watch.endpoint.outgoing is None or len(watch.endpoint.outgoing) == 1
     watch.gate.run_timers(START + 1000)
     assert watch.endpoint.outgoing is None
+
+
+# Beyond the process
+
+
+def restarted(watch: Watch, settings: Settings | None = None) -> Watch:
+    """Another process, with what the earlier one left."""
+    later = Watch(settings)
+    later.gate.layer.restore_observations(
+        later.endpoint, tuple(watch.gate.journal.kept.values()), START
+    )
+    return later
+
+
+def test_observations_go_on_after_a_restart_with_token_size_and_format() -> None:
+    watch = Watch()
+    watch.ask(REGISTER, b"\x0a", "led", (ACCEPT, b""), (BLOCK2, Block(0, False, 2).encode()))
+    watch.ask(token=b"\x0b")
+
+    later = restarted(watch)
+
+    assert (later.count, later.gate.contents.observed_paths) == (2, ["led"])
+    first, second = later.notify(Content.of(bytes(100), 0))
+    assert {first.token, second.token} == {b"\x0a", b"\x0b"}
+    assert [len(n.payload) for n in (first, second) if n.token == b"\x0a"] == [64]
+    assert later.hear(RST, first.mid) == []
+    assert later.count == 1
+
+
+def test_what_a_device_was_told_last_is_not_told_again_after_a_restart() -> None:
+    watch = Watch()
+    watch.ask()
+    watch.notify(text(1))
+    ((_, kept),) = watch.gate.layer.observations.kept()
+    assert kept.etag == text(1).etag
+    later = Watch()
+    later.gate.layer.restore_observations(later.endpoint, [kept], START)
+
+    assert later.notify(text(1)) == []  # retained, and so heard again
+    assert len(later.notify(text(1))) == 1  # published again
+
+
+def test_what_has_ended_is_not_kept() -> None:
+    watch = Watch()
+    watch.ask()
+    watch.ask(path="gone", token=b"\x0b")
+    watch.ask()
+    assert list(watch.gate.journal.kept) == [(b"\1\2\3\4\5\6\7\x08", b"\x0a")]
+
+    watch.ask(DEREGISTER)
+
+    assert watch.gate.journal.kept == {}
+    assert list(watch.gate.layer.observations.kept()) == []
+
+
+def test_a_registration_that_waits_for_its_state_is_not_kept() -> None:
+    watch = Watch()
+    watch.gate.contents.is_slow = True
+    octets = message(CON, Code.GET, 1, "led", options=((OBSERVE, b""),))
+    watch.gate.receive(watch.endpoint, octets, START)
+
+    assert watch.gate.journal.kept == {}
+    assert list(watch.gate.layer.observations.kept()) == []
+
+
+def test_what_may_not_be_observed_any_more_does_not_go_on() -> None:
+    watch = Watch()
+    watch.ask()
+    later = Watch()
+    later.gate.contents.observe_refusal = RequestRefused(Code.FORBIDDEN)
+
+    later.gate.layer.restore_observations(
+        later.endpoint, tuple(watch.gate.journal.kept.values()), START
+    )
+
+    assert (later.count, later.gate.contents.observed_paths) == (0, [])
+
+
+def test_no_more_go_on_than_a_device_may_observe() -> None:
+    watch = Watch()
+    for token in range(5):
+        watch.ask(token=bytes((token,)))
+
+    assert restarted(watch, Settings(observations_per_device=2)).count == 2

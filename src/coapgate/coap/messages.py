@@ -28,6 +28,7 @@ from coapgate.coap.header import (
     reset,
 )
 from coapgate.coap.hotpath import STATE
+from coapgate.coap.observe import Journal, NoJournal
 from coapgate.coap.options import (
     BLOCK1,
     MAX_AGE,
@@ -44,7 +45,7 @@ from coapgate.coap.responses import Responses
 from coapgate.coap.states import Contents, NoContents, States
 from coapgate.coap.transmissions import Reliability, Transmissions
 from coapgate.errors import MessageFormatError, RequestRefused
-from coapgate.model import Code, Content, DeviceId, Identity, Tenant
+from coapgate.model import Code, Content, DeviceId, Identity, KeptObservation, Tenant
 from coapgate.uplink import RETRY_AFTER, Source
 
 _CHANGED = int(Code.CHANGED)  # a member of an enum costs a look-up each time
@@ -107,7 +108,8 @@ class MessageLayer(Generic[A]):
     path may not be sent yet. A ticket stands for one exchange; `acknowledged` or `respond` ends
     it, at once or later. `prove_path` is called when an unproven path has proven itself,
     `answered` before a response leaves: see Responses. The state of paths comes from `contents`,
-    and `downlinks` hears of requests to devices. Every `now` is monotonic seconds.
+    and `downlinks` hears of requests to devices. What `journal` keeps outlives the process. Every
+    `now` is monotonic seconds.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class MessageLayer(Generic[A]):
         answered: Callable[[A, int, bytes, float], None] | None = None,
         contents: Contents | None = None,
         downlinks: Downlinks | None = None,
+        journal: Journal | None = None,
     ) -> None:
         downlinks = downlinks or NoDownlinks()
         settings = settings or Settings()
@@ -175,6 +178,7 @@ class MessageLayer(Generic[A]):
             observations_per_device=settings.observations_per_device,
             confirm_every=settings.confirm_every,
             epoch=settings.epoch,
+            journal=journal or NoJournal(),
         )
         self.observations = self.states.observations
         self.device_requests = DeviceRequests(
@@ -204,6 +208,16 @@ class MessageLayer(Generic[A]):
         Each is a message ID, when it expires, and the octets; those that have expired are ignored.
         """
         self._exchanges.restore(endpoint, answers, now)
+
+    def restore_observations(
+        self, endpoint: Endpoint[A], kept: Iterable[KeptObservation], now: float
+    ) -> None:
+        """Go on with what an endpoint observed in an earlier process: see `Journal`.
+
+        What it may not observe any more is left out. Nothing is sent until there is other content
+        than the device was told last.
+        """
+        self.states.restore(endpoint, kept, now)
 
     def close(self, endpoint: Endpoint[A], now: float) -> None:
         """Forget an endpoint; it must not be used again. Its uplinks go on, unanswered; what it

@@ -7,13 +7,13 @@ place of its repetition; what was in between is never sent (section 4.5.2).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Generic, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Generic, NamedTuple, Protocol
 
 from coapgate.coap.blocks import Block
 from coapgate.coap.endpoint import A, Endpoint
 from coapgate.coap.transmissions import Transmission, Transmissions
-from coapgate.model import Content, DeviceId, Identity, Tenant
+from coapgate.model import Content, DeviceId, Identity, KeptObservation, Tenant
 
 REGISTER = 0
 DEREGISTER = 1
@@ -24,6 +24,26 @@ ORDERS = 1 << 24
 """Order numbers there are (section 3.4)."""
 
 _Device = tuple[Tenant, DeviceId]
+
+
+class Journal(Protocol):
+    """Where observations are kept that outlive the process, by association id and token."""
+
+    def added(self, association_id: bytes, kept: KeptObservation) -> None:
+        """There is one more, or another in the place of one with that token; never raises."""
+
+    def removed(self, association_id: bytes, token: bytes) -> None:
+        """There is one less; never raises."""
+
+
+class NoJournal:
+    """Nothing outlives the process."""
+
+    def added(self, association_id: bytes, kept: KeptObservation) -> None:
+        """It is gone when the process is."""
+
+    def removed(self, association_id: bytes, token: bytes) -> None:
+        """It was never kept."""
 
 
 class Waiting(NamedTuple):
@@ -37,14 +57,17 @@ class Observation(Generic[A]):
 
     `wanted` is the block that the registration asked for, `accept` its Accept. `order` is the last
     Observe value, `skipped` how many notifications since the last confirmable one were not.
-    `message_id` is that of the last one that was not, which a RST may name.
+    `message_id` is that of the last one that was not, which a RST may name. `etag` is of what was
+    sent last; after a restart, while `is_restored`, the same content is not sent again.
     """
 
     __slots__ = (
         "accept",
         "confirmed_at",
         "endpoint",
+        "etag",
         "is_established",
+        "is_restored",
         "message_id",
         "order",
         "path",
@@ -76,7 +99,9 @@ class Observation(Generic[A]):
         self.skipped = 0
         self.confirmed_at = now
         self.message_id = -1
+        self.etag = b""
         self.is_established = False
+        self.is_restored = False
         self.waiting: Waiting | None = None
         self.under_way: Transmission[A] | None = None
 
@@ -110,6 +135,11 @@ class Observation(Generic[A]):
             self.table.remove(self)
         return octets
 
+    def keep(self) -> KeptObservation:
+        """What outlives the process of it."""
+        exponent = None if self.wanted is None else self.wanted.exponent
+        return KeptObservation(self.token, self.path, exponent, self.accept, self.etag)
+
     def is_ended_by(self, content: Content | None) -> bool:
         """Whether the path has no such state any more, or none that the device can read."""
         return content is None or (
@@ -124,7 +154,7 @@ class Observations(Generic[A]):
     `send_unconfirmed` sends one that is not confirmable and returns its message ID. Every
     `confirm_every`th is confirmable. `unobserved` hears of the last observer of a path of a device.
     Order numbers are milliseconds of `now` plus `epoch`, Unix time when `now` was 0, so they go on
-    growing after a restart.
+    growing after a restart. What is established is written to `journal`, until it has ended.
     """
 
     def __init__(
@@ -137,7 +167,9 @@ class Observations(Generic[A]):
         per_device: int,
         confirm_every: int,
         epoch: float,
+        journal: Journal,
     ) -> None:
+        self._journal = journal
         self.encode = encode
         self._send_unconfirmed = send_unconfirmed
         self._transmissions = transmissions
@@ -184,12 +216,38 @@ class Observations(Generic[A]):
         if before is not None:
             observation.order = before.order
             self._end_message(before)
+            self._strike(before)
         kept = tuple(other for other in own if other is not before)
         self._devices[device] = (*kept, observation)
         self._count += before is None
         if before is not None and before.path != path:
             self._tell(before, kept)
         return observation, is_first
+
+    def establish(self, observation: Observation[A], etag: bytes) -> None:
+        """The registration is answered with the content of that ETag."""
+        observation.etag = etag
+        observation.is_established = True
+        self._journal.added(observation.endpoint.association_id, observation.keep())
+
+    def restore(self, endpoint: Endpoint[A], kept: KeptObservation, now: float) -> bool:
+        """Go on with an observation of an earlier process, if there is room for it; whether it is
+        the path's first."""
+        wanted = None if kept.exponent is None else Block(0, False, kept.exponent)
+        observation, is_first = self.register(
+            endpoint, kept.token, kept.path, wanted, kept.accept, now
+        )
+        if observation is not None:
+            observation.etag = kept.etag
+            observation.is_established = observation.is_restored = True
+        return is_first
+
+    def kept(self) -> Iterator[tuple[bytes, KeptObservation]]:
+        """All that are established, with the association ids, as they are now."""
+        for own in self._devices.values():
+            for observation in own:
+                if observation.is_established:
+                    yield observation.endpoint.association_id, observation.keep()
 
     def find(self, endpoint: Endpoint[A], token: bytes) -> Observation[A] | None:
         """The observation of an endpoint with that token."""
@@ -212,6 +270,10 @@ class Observations(Generic[A]):
 
     def submit(self, observation: Observation[A], content: Content | None, now: float) -> None:
         """Send content, or let it wait in place of what waits already."""
+        if observation.is_restored:
+            observation.is_restored = False
+            if content is not None and content.etag == observation.etag:
+                return
         if observation.under_way is None and observation.is_established:
             self.send(observation, content, now)
             return
@@ -222,6 +284,7 @@ class Observations(Generic[A]):
     def send(self, observation: Observation[A], content: Content | None, now: float) -> None:
         """Send a notification now: nothing of this observation is under way."""
         endpoint = observation.endpoint
+        observation.etag = b"" if content is None else content.etag
         observation.skipped += 1
         # What ends an observation must arrive, and what a path's credit withholds must come again.
         ends = observation.is_ended_by(content)
@@ -275,6 +338,7 @@ class Observations(Generic[A]):
         else:
             del self._devices[device]
         self._end_message(observation)
+        self._strike(observation)
         self._tell(observation, left)
 
     def close(self, endpoint: Endpoint[A]) -> None:
@@ -288,6 +352,10 @@ class Observations(Generic[A]):
         if observation.under_way is not None:
             self._transmissions.drop(observation.under_way)
             observation.under_way = None
+
+    def _strike(self, observation: Observation[A]) -> None:
+        if observation.is_established:
+            self._journal.removed(observation.endpoint.association_id, observation.token)
 
     def _tell(self, ended: Observation[A], left: tuple[Observation[A], ...]) -> None:
         if all(other.path != ended.path for other in left):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, NamedTuple, Protocol
 
 from coapgate.coap.blocks import Block, cut
@@ -11,7 +11,7 @@ from coapgate.coap.downloads import Downloads
 from coapgate.coap.endpoint import A, Endpoint
 from coapgate.coap.exchanges import Exchanges
 from coapgate.coap.header import CON, HEADER, NON, VERSION
-from coapgate.coap.observe import DEREGISTER, REGISTER, Observation, Observations
+from coapgate.coap.observe import DEREGISTER, REGISTER, Journal, Observation, Observations
 from coapgate.coap.options import (
     BLOCK2,
     CONTENT_FORMAT,
@@ -27,7 +27,7 @@ from coapgate.coap.options import (
 from coapgate.coap.responses import Responses
 from coapgate.coap.transmissions import Transmissions
 from coapgate.errors import RequestRefused
-from coapgate.model import Code, Content, DeviceId, Identity, Tenant
+from coapgate.model import Code, Content, DeviceId, Identity, KeptObservation, Tenant
 from coapgate.mqtt import topics
 
 ROOM_FOR_OPTIONS = 36
@@ -108,6 +108,7 @@ class States(Generic[A]):
         observations_per_device: int,
         confirm_every: int,
         epoch: float,
+        journal: Journal,
     ) -> None:
         self._transmit = transmit
         self._contents = contents
@@ -125,6 +126,7 @@ class States(Generic[A]):
             per_device=observations_per_device,
             confirm_every=confirm_every,
             epoch=epoch,
+            journal=journal,
         )
         self.notify = self.observations.notify
 
@@ -209,6 +211,17 @@ class States(Generic[A]):
             options = encode_options(sorted([*parse_options(options), *added]))
         self._responses.respond(ticket, Code.CONTENT, options, part, now)
 
+    def restore(self, endpoint: Endpoint[A], kept: Iterable[KeptObservation], now: float) -> None:
+        """Go on with what the endpoint observed in an earlier process, as far as it still may."""
+        identity = endpoint.identity
+        for observation in kept:
+            try:
+                self._contents.check_observable(identity, observation.path)
+            except RequestRefused:
+                continue
+            if self.observations.restore(endpoint, observation, now):
+                self._contents.observed(identity, observation.path)
+
     def forget(self, endpoint: Endpoint[A]) -> None:
         """End what an endpoint that is no more observes."""
         self.observations.close(endpoint)
@@ -257,7 +270,7 @@ class States(Generic[A]):
             raise RequestRefused(Code.NOT_ACCEPTABLE, "not in this format")
         order = None
         if observation is not None:
-            observation.is_established = True
+            self.observations.establish(observation, content.etag)
             order = self.observations.next_order(observation, now)
         block = read.extensions.block2
         if content.etag in read.extensions.etags and not (block is not None and block.number):
