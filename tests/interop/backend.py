@@ -18,7 +18,7 @@ async def publish(
     content_type: str | None = None,
 ) -> None:
     """Publish at QoS 1: the broker has it when this returns."""
-    properties = Properties(PacketTypes.PUBLISH)
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
     if content_type is not None:
         properties.ContentType = content_type
     version = aiomqtt.ProtocolVersion.V5
