@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -32,13 +33,20 @@ class Publication:
         return any(key == name for key, _ in self.properties)
 
 
+LIFECYCLE = re.compile(r"[^/]+/(?:status|event/(?:connected|disconnected))")
+
+
 class Bus:
-    """Publications below one topic root, in the order in which the broker delivers them."""
+    """Publications below one topic root, in the order in which the broker delivers them.
+
+    What the gateway says of devices that come and go is apart, in `lifecycle`.
+    """
 
     def __init__(self, root: str) -> None:
         self.root = root
         self.published: list[Publication] = []
         """All that has come so far."""
+        self.lifecycle: list[Publication] = []
         self._unseen: asyncio.Queue[Publication] = asyncio.Queue()
 
     async def next(self) -> Publication:
@@ -64,6 +72,9 @@ class Bus:
             getattr(properties, "ContentType", None),
             tuple(getattr(properties, "UserProperty", ())),
         )
+        if LIFECYCLE.fullmatch(publication.topic.removeprefix(f"{self.root}/")):
+            self.lifecycle.append(publication)
+            return
         self.published.append(publication)
         self._unseen.put_nowait(publication)
 

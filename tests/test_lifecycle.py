@@ -27,6 +27,8 @@ class Bus:
             WALL,
         )
 
+    connected = True
+
     def publish(
         self,
         topic: str,

@@ -15,6 +15,8 @@ class Broker:
         self.outbox = Outbox(self, limit, self.settled.append)
         self._answered = 0
 
+    connected = True
+
     def publish(
         self,
         topic: str,
@@ -140,3 +142,16 @@ def test_a_restless_broker_is_not_asked_in_a_loop() -> None:
         broker.outbox.handle_timer(now)
 
     assert len(broker.taken) == 1
+
+
+def test_while_the_broker_is_away_nothing_is_handed_over() -> None:
+    broker = Broker()
+    broker.connected = False
+    for name in "abc":
+        broker.say(name)
+    assert (broker.taken, len(broker.outbox)) == ([], 3)
+
+    broker.connected = True
+    broker.outbox.resume()
+
+    assert broker.topics() == ["a", "b", "c"]

@@ -59,3 +59,22 @@ def test_paths_that_the_table_names_are_offered_to_whoever_may_use_them() -> Non
         Offer("x", post=False, read=False, observe=False),
     ]
     assert list(table.offers(Tenant("umbrella"))) == []
+
+
+def test_a_tenant_that_one_use_does_not_name_has_that_of_all_others_there() -> None:
+    table = RightsTable.of_patterns(
+        post={"acme": ["temperature"]},
+        read={"*": ["config"]},
+        observe={},
+        replies={"umbrella": ["apps/"]},
+    )
+
+    acme, umbrella, other = (table.of(Tenant(name)) for name in ("acme", "umbrella", "other"))
+    assert acme.post is not None
+    assert acme.post.concrete == ("temperature",)
+    assert umbrella.post is None
+    for rights in (acme, umbrella, other):
+        assert rights.read is not None
+        assert rights.read.concrete == ("config",)
+        assert rights.observe is None
+    assert (acme.replies, umbrella.replies) == ((), ("apps/",))

@@ -44,6 +44,10 @@ class Notice:
 class Publisher(Protocol):
     """Where notices go; `Outbox.ended` follows for each ticket."""
 
+    @property
+    def connected(self) -> bool:
+        """Whether the broker is there."""
+
     def publish(
         self,
         topic: str,
@@ -62,6 +66,8 @@ class Publisher(Protocol):
 class Outbox:
     """Notices that the broker does not have yet, at most `limit`; tickets are below 0.
 
+    While the broker is away they wait here, and take no room from what devices send: `resume` when
+    it is back.
     `settled` is called once for every notice with `settles`, when nothing more will be done about
     it. Of retained notices on one topic only the newest is handed over again. Times are monotonic
     seconds.
@@ -96,7 +102,7 @@ class Outbox:
         if notice.retain:
             self._newest[notice.topic] = self._last
         self._waiting.append((self._last, notice))
-        self._hand_over(now)
+        self._hand_over()
 
     def ended(self, ticket: int, outcome: int, now: float) -> None:
         """A publication ended: its PUBACK's reason code, or an Outcome."""
@@ -113,7 +119,11 @@ class Outbox:
             self.put(notice.instead, now)
         else:
             self._lose(notice)
-        self._hand_over(now)
+        self._hand_over()
+
+    def resume(self) -> None:
+        """The broker is there."""
+        self._hand_over()
 
     def next_timer(self) -> float | None:
         """When `handle_timer` has something to do."""
@@ -128,11 +138,16 @@ class Outbox:
                 else:
                     self._waiting.appendleft((number, notice))
             self._again.clear()
-            self._hand_over(now)
+            self._hand_over()
 
-    def _hand_over(self, now: float) -> None:
+    def _hand_over(self) -> None:
         # What comes after must not overtake what is to be said again.
-        while self._waiting and not self._again and len(self._under_way) < WINDOW:
+        while (
+            self._waiting
+            and not self._again
+            and len(self._under_way) < WINDOW
+            and self._publisher.connected
+        ):
             number, notice = self._waiting.popleft()
             self._under_way[number] = notice
             self._publisher.publish(

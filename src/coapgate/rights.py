@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 from coapgate.model import Tenant
 
+Patterns = Mapping[str, Sequence[str]]
+"""Of paths, or what topics begin with, by tenant."""
+
 ANY_TENANT = "*"
 """The name of the table for tenants that have none of their own."""
 EVERYTHING = "#"
@@ -60,6 +63,28 @@ class RightsTable:
     def __init__(self, tenants: Mapping[str, Rights]) -> None:
         self._tenants = dict(tenants)
         self._others = self._tenants.get(ANY_TENANT, Rights())
+
+    @classmethod
+    def of_patterns(
+        cls,
+        post: Patterns,
+        read: Patterns,
+        observe: Patterns,
+        replies: Patterns,
+    ) -> RightsTable:
+        """From patterns by tenant; one that a use does not name has that of all others, or all."""
+
+        def rule(use: Patterns, tenant: str) -> Rule | None:
+            return make_rule(use.get(tenant, use.get(ANY_TENANT, (EVERYTHING,))))
+
+        def rights(tenant: str) -> Rights:
+            prefixes = replies.get(tenant, replies.get(ANY_TENANT, ()))
+            return Rights(
+                rule(post, tenant), rule(read, tenant), rule(observe, tenant), tuple(prefixes)
+            )
+
+        tenants = {tenant for use in (post, read, observe, replies) for tenant in use}
+        return cls({tenant: rights(tenant) for tenant in tenants})
 
     def of(self, tenant: Tenant) -> Rights:
         """What the devices of a tenant may do."""

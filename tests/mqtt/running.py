@@ -93,7 +93,8 @@ async def running(
     """Run a connection to `broker`; `connect`: wait until it is there."""
     one = Running()
     settings = replace(settings or ConnectionSettings(""), host=broker.host, port=broker.port)
-    one.connection = Connection(settings, one.ended, heard=one.heard.append)
+    one.connection = Connection(settings, one.ended)
+    one.connection.listen(one.heard.append, one.ended, lambda: None)
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(one.connection.run(), name="mqtt")
         try:

@@ -140,6 +140,10 @@ class Deliveries(Generic[E]):
         """Whether a request still has no outcome."""
         return number in self._waiting or number in self._under_way
 
+    def is_attached(self, key: Key) -> bool:
+        """Whether a device is attached now."""
+        return self._devices.find(key) is not None
+
     def take(self, request: Request, deadline: float, now: float) -> None:
         """Send a request now, or hold it until `deadline`."""
         key = request.key

@@ -137,12 +137,10 @@ class States:
 
     def find(self, identity: Identity, path: str, ticket: int, now: float) -> None:
         """See `coap.states.Contents`."""
-        rule = self._rights.of(identity.tenant).read
-        if rule is not None and not rule.allows(path):
-            self._forbid()
+        self.check_readable(identity, path)
         topic = topics.state_topic(self._root, identity.tenant, identity.device, path)
         if not self._bus.connected or self._asking >= MAX_ASKING:
-            raise self._unavailable()
+            raise self.turn_away()
         state = self._states.get(topic)
         if state is None:
             state = self._add(topic, identity, path)
@@ -159,6 +157,12 @@ class States:
             self._idle.pop(topic, None)
         state.asking.append(ticket)
         self._asking += 1
+
+    def check_readable(self, identity: Identity, path: str) -> None:
+        """Raise RequestRefused (4.03) if the device may not read that path."""
+        rule = self._rights.of(identity.tenant).read
+        if rule is not None and not rule.allows(path):
+            self._forbid()
 
     def check_observable(self, identity: Identity, path: str) -> None:
         """See `coap.states.Contents`."""
@@ -253,7 +257,7 @@ class States:
     def _add(self, topic: str, identity: Identity, path: str) -> _State:
         if len(self._states) >= self._limit:
             if not self._idle:
-                raise self._unavailable()
+                raise self.turn_away()
             self._forget(next(iter(self._idle)))
         state = self._states[topic] = _State(identity.tenant, identity.device, path)
         self.looked_up += 1
@@ -282,7 +286,7 @@ class States:
         self._asked.pop(topic, None)
         for ticket in tickets or ():
             self._asking -= 1
-            self._answers.refuse(ticket, self._unavailable(), now)
+            self._answers.refuse(ticket, self.turn_away(), now)
 
     def _notify(self, state: _State, content: Content | None, now: float) -> None:
         if state.is_observed:
@@ -320,7 +324,8 @@ class States:
         self.forbidden += 1
         raise RequestRefused(Code.FORBIDDEN, "not allowed")
 
-    def _unavailable(self) -> RequestRefused:
+    def turn_away(self) -> RequestRefused:
+        """Count a read that cannot be answered now; raise what this returns (5.03)."""
         self.unavailable += 1
         return RequestRefused(
             Code.SERVICE_UNAVAILABLE, "try again later", max_age=self._jitter(*RETRY_AFTER)

@@ -41,17 +41,11 @@ class Connection:
     `ended(ticket, outcome)` is called once for every publication that has a ticket, from the event
     loop but never from inside of `publish`; it may publish. `noticed` is called instead for tickets
     below 0, those of what the gateway itself has to say. `heard` is given what `subscribe` brings,
-    and has to `acknowledge` every publication. Build it in the running loop, `run` it in a task,
-    `drain` it at the end. Everything handed over before there is a broker is held.
+    and has to `acknowledge` every publication: see `listen`. Build it in the running loop, `run` it
+    in a task, `drain` it at the end. Everything handed over before there is a broker is held.
     """
 
-    def __init__(
-        self,
-        settings: ConnectionSettings,
-        ended: Callable[[int, int], None],
-        noticed: Callable[[int, int], None] | None = None,
-        heard: Callable[[Heard | Complete | Refusal], None] | None = None,
-    ) -> None:
+    def __init__(self, settings: ConnectionSettings, ended: Callable[[int, int], None]) -> None:
         self.publications = Publications(
             hold_time=settings.hold_time,
             hold_messages=settings.hold_messages,
@@ -66,8 +60,9 @@ class Connection:
         """Why the last attempt failed; None if it did not."""
         self._settings = settings
         self._ended = ended
-        self._noticed = noticed or ended
-        self._heard = heard or _ignore
+        self._noticed = ended
+        self._heard: Callable[[Heard | Complete | Refusal], None] = _ignore
+        self._changed: Callable[[], None] = _unnoticed
         self._loop = asyncio.get_running_loop()
         hello = Hello(
             settings.client_id, settings.username, settings.keep_alive, settings.status_topic
@@ -131,6 +126,19 @@ class Connection:
         if not self._flush_is_due:
             self._flush_is_due = True
             self._loop.call_soon(self._flush)
+
+    def listen(
+        self,
+        heard: Callable[[Heard | Complete | Refusal], None],
+        noticed: Callable[[int, int], None],
+        changed: Callable[[], None],
+    ) -> None:
+        """Who is told what is heard, what became of what the gateway itself has to say, and when
+        `connected` is another.
+        """
+        self._heard = heard
+        self._noticed = noticed
+        self._changed = changed
 
     def subscribe(self, topic_filter: str, *, is_state: bool = False) -> None:
         """Hear a topic filter, on this connection and on those that follow it."""
@@ -256,6 +264,7 @@ class Connection:
                     "receive_maximum": self._client.receive_maximum,
                 },
             )
+            self._changed()
         self._flush()
         if self.subscriptions.has_news:
             self.subscriptions.has_news = False
@@ -281,6 +290,7 @@ class Connection:
         elif ending is not None and ending.kind != STOPPED:
             self._fail(_explain(error, tls=True) if isinstance(error, ssl.SSLError) else ending)
         self._gone.set()
+        self._changed()
         self._flush()
         self._arm()
 
@@ -400,6 +410,10 @@ class Connection:
 
 def _ignore(heard: Heard | Complete | Refusal) -> None:
     """Whoever subscribes to nothing hears nothing."""
+
+
+def _unnoticed() -> None:
+    """Nobody is told."""
 
 
 class _Wire(asyncio.Protocol):

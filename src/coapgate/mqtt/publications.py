@@ -172,7 +172,10 @@ class Publications:
 
         At QoS 0 it ends when it is sent, as success.
         """
-        free = self._accepting and not self._held and len(self._in_flight) < self._window
+        if not self._accepting and (ticket is None or ticket >= 0):
+            self._end_unavailable(ticket)
+            return
+        free = not self._held and len(self._in_flight) < self._window
         if not free and not self._may_hold():
             self._end_unavailable(ticket)
             return
@@ -286,9 +289,11 @@ class Publications:
             self._give_up(self._next_held())
 
     def stop_accepting(self) -> None:
-        """From now on whatever is handed over ends as unavailable."""
+        """From now on whatever devices send ends as unavailable.
+
+        What the gateway itself has to say, with a ticket below 0, is still taken.
+        """
         self._accepting = False
-        self._hold_messages = 0
 
     def abandon(self) -> None:
         """End everything that is left as unavailable, in flight or not."""
