@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.backend import publish
 from tests.bus import Bus
 from tests.gateways import Running
-from tests.interop.backend import publish
 from tests.interop.test_libcoap import ask, by_psk
 from tests.peers import Mosquitto, require
 from tests.programs import started

@@ -12,9 +12,9 @@ import aiomqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from tests.backend import publish
 from tests.gateways import Running
 from tests.interop.aiocoap_device import LOG
-from tests.interop.backend import publish
 from tests.peers import Mosquitto, require_module
 from tests.programs import Program, started
 from tests.waiting import DEADLINE
