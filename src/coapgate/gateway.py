@@ -210,7 +210,7 @@ async def _serving(
         )
 
     collectors = CollectorRegistry()
-    collectors.register(Collector(sources(pump, layer, uplinks, connection, udp)))
+    collectors.register(Collector(sources(pump, layer, uplinks, backends, connection, udp)))
     application = http.create_app(collectors, not_ready)
     async with (
         bridge,

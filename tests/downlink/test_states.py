@@ -296,5 +296,17 @@ def test_a_path_the_device_has_no_right_to_is_forbidden_and_counted() -> None:
         gate.states.check_observable(SENSOR, "a")
     assert caught.value.code == Code.FORBIDDEN
 
-    assert gate.states.forbidden == 2
+    assert gate.states.forbidden == {"read": 1, "observe": 1}
     assert gate.subscribed == [TOPIC]
+
+
+def test_what_is_observed_before_it_was_ever_read_is_news() -> None:
+    # An earlier process answered the registration, and nobody knows with what.
+    gate = Gate()
+    for path in ("there", "gone"):
+        gate.states.observed(SENSOR, path)
+    gate.hear(b"1", "there")
+    gate.complete("there", found=True)
+    gate.complete("gone")
+
+    assert gate.notified == [("sensor-1/there", b"1"), ("sensor-1/gone", None)]

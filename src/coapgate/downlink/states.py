@@ -106,7 +106,8 @@ class States:
     ) -> None:
         self.looked_up = 0
         self.notified = 0
-        self.forbidden = 0
+        self.forbidden: dict[str, int] = {"read": 0, "observe": 0}
+        """Requests for paths that their device has no right to, by use."""
         self.unavailable = 0
         """Reads that were answered 5.03: the broker was away, too slow, or unwilling."""
         self.size = 0
@@ -162,13 +163,13 @@ class States:
         """Raise RequestRefused (4.03) if the device may not read that path."""
         rule = self._rights.of(identity.tenant).read
         if rule is not None and not rule.allows(path):
-            self._forbid()
+            self._forbid("read")
 
     def check_observable(self, identity: Identity, path: str) -> None:
         """See `coap.states.Contents`."""
         rule = self._rights.of(identity.tenant).observe
         if rule is not None and not rule.allows(path):
-            self._forbid()
+            self._forbid("observe")
 
     def observed(self, identity: Identity, path: str) -> None:
         """See `coap.states.Contents`."""
@@ -200,8 +201,10 @@ class States:
         if heard.retain:
             was_known = state.connection
             before = state.content
+            # Observed before it was ever read: an earlier process answered the registration.
+            is_news = before != content if was_known else state.asking is None
             self._keep(state, content)
-            if was_known == self._bus.connects or (was_known and before != content):
+            if was_known == self._bus.connects or is_news:
                 self._notify(state, content, now)
             state.connection = self._bus.connects
             self._answer(heard.topic, state, now)
@@ -215,10 +218,10 @@ class States:
         if state is None or found:
             return
         was_known = state.connection
-        had_content = state.content is not None
+        is_news = state.content is not None if was_known else state.asking is None
         self._keep(state, None)
         state.connection = self._bus.connects
-        if was_known and had_content:
+        if is_news:
             self._notify(state, None, now)
         self._answer(topic, state, now)
 
@@ -320,8 +323,8 @@ class States:
         except ValueError:
             return None
 
-    def _forbid(self) -> None:
-        self.forbidden += 1
+    def _forbid(self, use: str) -> None:
+        self.forbidden[use] += 1
         raise RequestRefused(Code.FORBIDDEN, "not allowed")
 
     def turn_away(self) -> RequestRefused:
