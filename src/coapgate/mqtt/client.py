@@ -170,12 +170,12 @@ class Client:
     def receive(self, data: bytes, now: float) -> None:
         """Octets came from the broker."""
         self._heard_at = now
-        if self._missing > len(data):
-            # Put together once it is whole: what large packets cost is linear in their size.
-            self._chunks.append(data)
-            self._missing -= len(data)
-            return
         if self._buffer:
+            if self._missing > len(data):
+                # Put together once it is whole: what large packets cost is linear in their size.
+                self._chunks.append(data)
+                self._missing -= len(data)
+                return
             data = b"".join((self._buffer, *self._chunks, data))
             self._forget_octets()
         view = memoryview(data)
@@ -200,10 +200,8 @@ class Client:
                 acknowledge(packet.packet_id, packet.reason_code.value, now)
             else:
                 self._receive_packet(packet, now)
-        if self.state is State.OVER:
-            return
         self._buffer = data[position:]
-        if self._buffer:
+        if self._buffer and self.state is not State.OVER:
             self._missing = _missing(self._buffer)
             if self._missing + len(self._buffer) > MAX_RECEIVED_PACKET:
                 self._receive_malformed(data)

@@ -81,7 +81,7 @@ class Connection:
         self._draining = False
         self._timer: asyncio.TimerHandle | None = None
         self._flush_is_due = False
-        self._has_asked = False
+        self._is_asking = False
         self._is_hearing = False
         self._backoff = MIN_BACKOFF
         self._complaints: set[tuple[str, str]] = set()
@@ -143,17 +143,17 @@ class Connection:
     def subscribe(self, topic_filter: str, *, is_state: bool = False) -> None:
         """Hear a topic filter, on this connection and on those that follow it."""
         self.subscriptions.subscribe(topic_filter, is_state=is_state)
-        self._flush_soon()
+        self._ask_soon()
 
     def unsubscribe(self, topic_filter: str) -> None:
         """Hear it no longer."""
         self.subscriptions.unsubscribe(topic_filter)
-        self._flush_soon()
+        self._ask_soon()
 
     def acknowledge(self, heard: Heard) -> None:
         """A publication to us is taken care of: the broker may forget it, and send another."""
         self.subscriptions.acknowledge(heard.receipt)
-        self._flush_soon()
+        self._ask_soon()
 
     async def run(self) -> None:
         """Keep connected until cancelled, or until `drain` is done."""
@@ -334,9 +334,6 @@ class Connection:
         self._flush_is_due = False
         client = self._client
         transport = self._transport
-        if self._has_asked:
-            self._has_asked = False
-            self.subscriptions.flush(self._loop.time())
         if transport is not None:
             data = client.take_outgoing()
             if data:
@@ -355,12 +352,16 @@ class Connection:
         if self._draining and not (publications.held or publications.in_flight):
             self._idle.set()
 
-    def _flush_soon(self) -> None:
+    def _ask_soon(self) -> None:
         """Write what is to be written, subscriptions too, at the end of this tick."""
-        self._has_asked = True
-        if not self._flush_is_due:
-            self._flush_is_due = True
-            self._loop.call_soon(self._flush)
+        if not self._is_asking:
+            self._is_asking = True
+            self._loop.call_soon(self._ask)
+
+    def _ask(self) -> None:
+        self._is_asking = False
+        self.subscriptions.flush(self._loop.time())
+        self._flush()
 
     def _hear_soon(self) -> None:
         if not self._is_hearing:
