@@ -125,7 +125,8 @@ class Backends:
 
     async def run(self) -> None:
         """Hear what the bus says until cancelled."""
-        self._connection.subscribe(self._requests)
+        # One that is retained would be carried out at every start.
+        self._connection.subscribe(self._requests, only_news=True)
         self._connection.subscribe(self._statuses)
         policy = self.policy
         async with asyncio.TaskGroup() as tasks:

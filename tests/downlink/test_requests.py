@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from coapgate.downlink.requests import Parser, Rejection, Request
 from coapgate.model import Code
@@ -198,3 +200,39 @@ def test_a_content_format_is_found_by_type_or_by_number() -> None:
     for number in ("65536", "-1", "x", "999999"):
         bad = heard(TOPIC, properties=(("content-format", number),))
         assert reason(bad) == "content-format is no number from 0 to 65535"
+
+
+def test_a_retained_request_is_rejected() -> None:
+    assert reason(heard(TOPIC, retain=True)) == "a request must not be retained"
+
+
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
+
+
+@given(
+    st.lists(
+        st.sampled_from(["gate", "acme", "sensor-1", "request", "POST", "led", "", "+"]) | TEXTS
+    ),
+    st.none() | TEXTS | st.just("gate/acme/reply/x"),
+    st.none() | st.binary(max_size=200),
+    st.lists(
+        st.tuples(st.sampled_from(["coap-query", "content-format"]) | TEXTS, TEXTS), max_size=3
+    ),
+)
+def test_whatever_is_published_is_a_request_or_has_a_reason_or_is_dropped(
+    levels: list[str],
+    response_topic: str | None,
+    correlation: bytes | None,
+    properties: list[tuple[str, str]],
+) -> None:
+    publication = heard(
+        "",
+        response_topic=response_topic,
+        correlation=correlation,
+        properties=tuple(properties),
+    )
+    parsed = parse(publication._replace(topic="/".join(levels)))
+
+    assert not isinstance(parsed, Rejection) or parsed.reason
+    if isinstance(parsed, Request):
+        assert parsed.origin.path == "/".join(levels[5:])

@@ -82,3 +82,16 @@ async def test_after_the_broker_came_back_it_is_asked_again(mosquitto: StartMosq
             await until(lambda: bool(publications(one)), "the publication is heard")
 
     assert publications(one)[-1].payload == b"new"
+
+
+async def test_what_is_retained_is_not_heard_where_only_news_counts(broker: Mosquitto) -> None:
+    root = uuid4().hex
+    async with backend(broker) as client, running(broker, settings()) as one:
+        await client.publish(f"{root}/old", b"", qos=1, retain=False)
+        await client.publish(f"{root}/kept", b"1", qos=1, retain=True)
+        one.connection.subscribe(f"{root}/#", only_news=True)
+        await until(lambda: bool(complete(one)), "it is subscribed")
+        await client.publish(f"{root}/new", b"2", qos=1)
+        await until(lambda: bool(publications(one)), "the news are heard")
+
+    assert [each.topic for each in publications(one)] == [f"{root}/new"]

@@ -132,6 +132,7 @@ class Parser:
             or ("no device can have this name" if origin.device is None else "")
             or (f"method is none of {', '.join(METHODS)}" if code is None else "")
             or _why_not_path(path)
+            or ("a request must not be retained" if heard.retain else "")
             or (f"body has more than {self._max_body} octets" if self._is_large(heard) else "")
         )
         if reason or code is None or origin.device is None:

@@ -140,9 +140,11 @@ class Connection:
         self._noticed = noticed
         self._changed = changed
 
-    def subscribe(self, topic_filter: str, *, is_state: bool = False) -> None:
+    def subscribe(
+        self, topic_filter: str, *, is_state: bool = False, only_news: bool = False
+    ) -> None:
         """Hear a topic filter, on this connection and on those that follow it."""
-        self.subscriptions.subscribe(topic_filter, is_state=is_state)
+        self.subscriptions.subscribe(topic_filter, is_state=is_state, only_news=only_news)
         self._ask_soon()
 
     def unsubscribe(self, topic_filter: str) -> None:

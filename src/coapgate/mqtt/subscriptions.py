@@ -91,6 +91,7 @@ class Subscriptions:
         """Something may wait to be looked at; whoever looks resets it."""
         self._outgoing = outgoing
         self._wanted: dict[str, bool] = {}  # topic filter -> is a state
+        self._only_news: set[str] = set()
         self._to_subscribe: dict[str, None] = {}
         self._to_unsubscribe: dict[str, None] = {}
         self._connected = False
@@ -117,12 +118,16 @@ class Subscriptions:
         """When the SUBSCRIBE was sent that is not granted yet."""
         return None if self._batch is None else self._sent_at
 
-    def subscribe(self, topic_filter: str, *, is_state: bool = False) -> None:
+    def subscribe(
+        self, topic_filter: str, *, is_state: bool = False, only_news: bool = False
+    ) -> None:
         """Want to hear a topic filter; `Complete` or `Refusal` follows, once per connection.
 
-        A state that is heard already is looked up anew.
+        A state that is heard already is looked up anew. `only_news`: not what is retained.
         """
         self._wanted[topic_filter] = is_state
+        if only_news:
+            self._only_news.add(topic_filter)
         self._to_unsubscribe.pop(topic_filter, None)
         self._to_subscribe[topic_filter] = None
 
@@ -180,7 +185,11 @@ class Subscriptions:
                         topic_filter,
                         max_qos=qos,
                         retain_as_published=True,
-                        retain_handling=RetainHandling.SEND_ALWAYS,
+                        retain_handling=(
+                            RetainHandling.SEND_NEVER
+                            if topic_filter in self._only_news
+                            else RetainHandling.SEND_ALWAYS
+                        ),
                     )
                 )
             self._outgoing.append(SubscribePacket(SUBSCRIBE_ID, filters).write())
