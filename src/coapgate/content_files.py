@@ -9,6 +9,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from pathlib import Path
 
+from coapgate.errors import StartError
 from coapgate.model import Content, Tenant
 
 MAX_WAITING = 256
@@ -18,7 +19,19 @@ _FORMATS = {".txt": 0, ".xml": 41, ".json": 50, ".cbor": 60}
 _OCTETS = 42
 """application/octet-stream: what any other file is."""
 
+_ODD = frozenset(("", ".", ".."))
+"""What would lead out of a tenant's folder; names of tenants may be so."""
+
 Version = tuple[int, int, int]
+
+
+def check_folder(folder: Path) -> None:
+    """Raises StartError if there is no such folder, or it cannot be read."""
+    if not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
+        raise StartError(
+            f"content.folder cannot be read: {folder}",
+            "make a folder that the gateway may read, with a folder for each tenant in it",
+        )
 
 
 class ContentFiles:
@@ -57,9 +70,10 @@ class ContentFiles:
 
     def find(self, tenant: Tenant, name: str) -> Content | None:
         """Read a file, if it is not kept or has changed; blocks."""
-        folder = self._folder / tenant
+        if not _ODD.isdisjoint((tenant, *name.split("/"))):
+            return None
         try:
-            path = (folder / name).resolve(strict=True)
+            path = (self._folder / tenant / name).resolve(strict=True)
             # Links may lead anywhere in the folder of files, and nowhere else.
             if not path.is_relative_to(self._folder.resolve()):
                 return None
@@ -74,7 +88,7 @@ class ContentFiles:
                     self._kept.move_to_end(path)
                     return kept[1]
                 payload = file.read(self._max_file + 1)
-        except OSError:
+        except (OSError, ValueError):  # the latter for names that no file can have
             return None
         if len(payload) > self._max_file:
             return None

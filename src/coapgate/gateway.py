@@ -33,7 +33,7 @@ from coapgate.coap.messages import Settings as CoapSettings
 from coapgate.coap.rates import DeviceRates
 from coapgate.coap.resources import build_site
 from coapgate.config import Address, DtlsSettings, Settings
-from coapgate.content_files import ContentFiles
+from coapgate.content_files import ContentFiles, check_folder
 from coapgate.downlink.deliveries import Deliveries, Limits
 from coapgate.downlink.formats import ContentFormats
 from coapgate.downlink.outcomes import Renderer
@@ -297,6 +297,7 @@ def _policy(
     lifecycle = Lifecycle(outbox, root, settings.node, devices.is_attached, time.time())
     content, files = settings.content, None
     if content.folder is not None:
+        check_folder(content.folder)
         files = ContentFiles(content.folder, content.max_file, content.memory)
     policy = Policy(states, deliveries, intake, lifecycle, outbox, files, f"{content.path}/")
     return policy, words
