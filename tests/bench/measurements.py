@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
+from tests.bench import observers
 from tests.bench.figures import FLOOR, KIBIBYTES, MICROSECONDS, Sample
 from tests.bench.loads import PYTHON, Report, environment, parse_report, run_load
 from tests.bench.processes import cpu_seconds, on_core, peak_resident_kib
@@ -240,6 +241,12 @@ MEASUREMENTS: dict[str, Measurement] = {
     "slow-broker": Measurement("request, broker takes 0.7 s", MICROSECONDS, measure_slow_broker),
     "storm": Measurement("reconnect storm, each device", MICROSECONDS, measure_storm),
     "recovery": Measurement("recovery of an association", MICROSECONDS, measure_recovery),
+    "observe-one": Measurement(
+        "notification to 1 of 10,000 observers", MICROSECONDS, observers.measure_one
+    ),
+    "observe-all": Measurement(
+        "notification to each of 10,000 observers", MICROSECONDS, observers.measure_all
+    ),
     "idle": Measurement("idle association", KIBIBYTES, measure_idle),
 }
 

@@ -41,17 +41,18 @@ class Scale:
     storm_devices: int = 10_000
     storm_time: float = 60.0
     recovered_devices: int = 5000
+    observers: int = 10_000
 
     @property
     def known_devices(self) -> int:
         """How many the registry knows: more than a load ever has at once."""
         most = (self.most_devices, self.idle_devices, self.storm_devices, self.recovered_devices)
-        return 2 * max(most)
+        return 2 * max(*most, self.observers)
 
 
 FULL = Scale()
-QUICK = Scale(2.0, 0.5, 1000, 1000, 12.0, 1000, 6.0, 1000)
-TINY = Scale(0.3, 0.1, 20, 20, 0.1, 20, 0.2, 20)
+QUICK = Scale(2.0, 0.5, 1000, 1000, 12.0, 1000, 6.0, 1000, 1000)
+TINY = Scale(0.3, 0.1, 20, 20, 0.1, 20, 0.2, 20, 20)
 """Shows that everything works, and measures nothing."""
 
 
