@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -32,8 +33,14 @@ class Publication:
         return any(key == name for key, _ in self.properties)
 
 
+LIFECYCLE = re.compile(r"[^/]+/(?:status|event/(?:connected|disconnected))")
+
+
 class Bus:
-    """Publications below one topic root, in the order in which the broker delivers them."""
+    """Publications below one topic root, in the order in which the broker delivers them.
+
+    What the gateway says of devices that come and go is apart, in `lifecycle`.
+    """
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -41,6 +48,7 @@ class Bus:
         """All that devices have sent so far."""
         self.events: list[Publication] = []
         """All that was said about them so far."""
+        self.lifecycle: list[Publication] = []
         self._unseen: asyncio.Queue[Publication] = asyncio.Queue()
         self._unseen_events: asyncio.Queue[Publication] = asyncio.Queue()
 
@@ -74,7 +82,10 @@ class Bus:
             getattr(properties, "ContentType", None),
             tuple(getattr(properties, "UserProperty", ())),
         )
-        if "/event/" in publication.topic.removeprefix(self.root):
+        topic = publication.topic.removeprefix(f"{self.root}/")
+        if LIFECYCLE.fullmatch(topic):
+            self.lifecycle.append(publication)
+        elif "/event/" in topic:
             self.events.append(publication)
             self._unseen_events.put_nowait(publication)
         else:

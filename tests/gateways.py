@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -27,7 +28,7 @@ from coapgate.registry.sqlite import SqliteRegistry
 from coapgate.simulated.device import SETTINGS, Device
 from coapgate.simulated.trust import trust_server
 from tests.programs import Program, started
-from tests.waiting import until
+from tests.waiting import DEADLINE, until
 
 Options = Mapping[str, Mapping[str, object]]
 """Tables of a configuration file."""
@@ -184,6 +185,12 @@ class GatewayProcess:
         async with httpx.AsyncClient() as client:
             return parse_metrics((await client.get(f"{self._http}/metrics")).text)
 
+    async def until_connected(self) -> None:
+        """Wait until it has its broker, and has subscribed to requests."""
+        async with asyncio.timeout(DEADLINE):
+            while (await self.metrics())["coapgate_mqtt_connected"] != 1:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
     def resident_size(self) -> int:
         """Octets of memory that the process occupies."""
         status = Path(f"/proc/{self.pid}/status").read_text()
@@ -218,9 +225,17 @@ def parse_metrics(text: str) -> dict[str, float]:
 
 
 def _render_toml(tables: Options) -> str:
-    """Text, numbers, truth values and lists of them: TOML writes them as JSON does."""
+    """Text, numbers, truth values, lists and tables of them."""
     lines: list[str] = []
     for name, table in tables.items():
         lines.append(f"[{name}]")
-        lines += [f"{option} = {json.dumps(value)}" for option, value in table.items()]
+        lines += [f"{option} = {_render_value(value)}" for option, value in table.items()]
     return "\n".join([*lines, ""])
+
+
+def _render_value(value: object) -> str:
+    """TOML writes them as JSON does, but for tables."""
+    if isinstance(value, Mapping):
+        inner = [f"{json.dumps(name)} = {_render_value(each)}" for name, each in value.items()]
+        return f"{{ {', '.join(inner)} }}"
+    return json.dumps(value)

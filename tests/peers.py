@@ -24,6 +24,7 @@ PACKAGES = {
     "mosquitto_passwd": "mosquitto",
     "mosquitto_pub": "mosquitto-clients",
     "mosquitto_sub": "mosquitto-clients",
+    "mosquitto_rr": "mosquitto-clients",
     "openssl": "openssl",
     "gnutls-cli": "gnutls-bin",
     "coap-client-openssl": "libcoap3-bin",

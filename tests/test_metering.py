@@ -125,7 +125,8 @@ async def test_what_waits_is_shown_and_how_it_ends(start_gateway: StartGateway) 
             ended = await gateway.metrics()
 
     assert waiting["coapgate_requests_unfinished"] == 1
-    assert waiting["coapgate_publications_in_flight"] == 2
+    # Besides the uplink: that the gateway is there, that the device has come, its status.
+    assert waiting["coapgate_publications_in_flight"] == 4
     assert ended["coapgate_requests_unfinished"] == 0
     assert ended["coapgate_separate_responses_total"] == 1
     assert ended["coapgate_separate_responses_failed_total,reset"] == 1

@@ -60,7 +60,7 @@ def test_a_device_is_attached_until_its_last_association_closes() -> None:
 
     assert not sessions.close(SENSOR_1, b"a")
     assert sessions.close(SENSOR_1, b"b")
-    assert sessions.close(SENSOR_1, b"b")  # once more does no harm
+    assert not sessions.close(SENSOR_1, b"b"), "it was gone already"
 
     assert len(sessions) == 0
     assert sessions.find(SENSOR_1.tenant, SENSOR_1.device) == ()

@@ -6,6 +6,7 @@ import pytest
 
 from coapgate.errors import RequestRefused
 from coapgate.model import Code, DeviceId, Identity, Method, Outcome, Tenant
+from coapgate.rights import Rights, RightsTable, Rule
 from coapgate.uplink import PROPERTIES_LENGTH, Source, Uplinks
 from tests.coap.gate import WALL, Publication, RecordingPublisher
 
@@ -190,3 +191,33 @@ def test_a_device_learns_how_much_the_broker_takes(
 
     assert refusal is not None
     assert refusal.size1 == size1
+
+
+def test_a_path_the_device_has_no_right_to_is_forbidden_and_counted() -> None:
+    publisher = RecordingPublisher()
+    rights = RightsTable({"plant": Rights(post=Rule(["a/#"]))})
+    uplinks = Uplinks(publisher, "coapgate", rights=rights)
+    source = uplinks.source(IDENTITY, ASSOCIATION_ID)
+
+    assert uplinks.check(source, (b"a", b"b")) == "a/b"
+    for use in (
+        lambda: uplinks.check(source, (b"b",)),
+        lambda: uplinks.forward(
+            source,
+            Code.POST,
+            (b"b",),
+            (),
+            b"",
+            content_type=None,
+            content_format=None,
+            message_id=1,
+            token=b"",
+            ticket=1,
+        ),
+    ):
+        with pytest.raises(RequestRefused) as caught:
+            use()
+        assert caught.value.code == Code.FORBIDDEN
+
+    assert uplinks.forbidden == 2
+    assert publisher.published == []

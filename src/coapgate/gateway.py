@@ -18,31 +18,47 @@ from typing import NamedTuple
 from prometheus_client import CollectorRegistry
 
 from coapgate import garbage, http, logs
-from coapgate.association_file import open_associations, read_boot_id
+from coapgate.association_file import (
+    ObservationJournal,
+    open_associations,
+    open_observations,
+    read_boot_id,
+)
 from coapgate.authentication import BUILT_AT, Authentication
+from coapgate.backends import AttachedDevices, Backends, Policy, Words
 from coapgate.coap.aiocoap_bridge import Bridge
+from coapgate.coap.content import CONTENT_TYPES
 from coapgate.coap.hotpath import HotPath
 from coapgate.coap.messages import MessageLayer
 from coapgate.coap.messages import Settings as CoapSettings
 from coapgate.coap.rates import DeviceRates
 from coapgate.coap.resources import build_site
 from coapgate.config import Address, DtlsSettings, Settings
+from coapgate.content_files import ContentFiles, check_folder
+from coapgate.downlink.deliveries import Deliveries, Limits
+from coapgate.downlink.formats import ContentFormats
+from coapgate.downlink.outcomes import Renderer
+from coapgate.downlink.requests import Parser
+from coapgate.downlink.states import States
 from coapgate.dtls.association import Association
 from coapgate.dtls.handshake import HandshakeSettings
 from coapgate.dtls.negotiation import ServerCertificate
 from coapgate.dtls.server import ServerSettings
 from coapgate.dtls.store import AssociationStore
 from coapgate.errors import CoapgateError
-from coapgate.events import Events
+from coapgate.intake import Intake
+from coapgate.lifecycle import Lifecycle
 from coapgate.metering import sources
 from coapgate.metrics import Collector
 from coapgate.mqtt import topics
 from coapgate.mqtt.connection import Connection
 from coapgate.mqtt.settings import ConnectionSettings, check_files
+from coapgate.outbox import Outbox
 from coapgate.pki.certificates import leaf_public_key
 from coapgate.pki.server import ServerCertificate as OwnCertificate
 from coapgate.pki.server import load_server_certificate
 from coapgate.registry.sqlite import SqliteRegistry
+from coapgate.rights import RightsTable
 from coapgate.serving import Pump
 from coapgate.sessions import Sessions
 from coapgate.udp import Udp
@@ -75,6 +91,7 @@ class Gateway:
     pump: Pump
     connection: Connection
     upkeep: Upkeep
+    backends: Backends
     not_ready: Callable[[], list[str]]
     """Why devices cannot be served now; empty when they can."""
 
@@ -99,7 +116,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
                 settings.base,
                 refresh_interval=REFRESH_INTERVAL,
             ) as registry,
-            _associations(settings, registry) as store,
+            _associations(settings, registry) as (store, journal),
         ):
             async with asyncio.TaskGroup() as tasks:
                 authentication = Authentication(
@@ -110,7 +127,12 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
                 sessions = Sessions(settings.limits.associations_per_device)
                 pump = Pump(server_settings, authentication, sessions, tasks, store=store)
                 connection = Connection(connection_settings, pump.acknowledged)
-                parts = _Parts(registry, authentication, pump, connection)
+                rights = _rights(settings)
+                policy, words = _policy(settings, pump, connection, registry, rights)
+                backends = Backends(connection, settings.mqtt.root, policy)
+                parts = _Parts(
+                    registry, authentication, pump, connection, backends, words, rights, journal
+                )
                 async with _serving(settings, parts, tasks) as gateway:
                     is_open = True
                     yield gateway
@@ -125,22 +147,25 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
 @contextmanager
 def _associations(
     settings: Settings, registry: SqliteRegistry
-) -> Iterator[AssociationStore | None]:
-    """What outlives this process: in a file beside the registry, where there is room to write."""
+) -> Iterator[tuple[AssociationStore, ObservationJournal] | tuple[None, None]]:
+    """What outlives this process: in files beside the registry, where there is room to write."""
     template = settings.dtls.association_store
     if not template:
-        yield None
+        yield None, None
         return
     path = registry.path.parent / template.format(node=settings.node, worker=WORKER)
-    with open_associations(
-        path,
-        settings.dtls.max_associations,
-        registry,
-        boot_id=read_boot_id(),
-        wall=time.time(),
-        binds=tuple((bind.host, bind.port) for bind in settings.dtls.bind),
-    ) as store:
-        yield store
+    with (
+        open_associations(
+            path,
+            settings.dtls.max_associations,
+            registry,
+            boot_id=read_boot_id(),
+            wall=time.time(),
+            binds=tuple((bind.host, bind.port) for bind in settings.dtls.bind),
+        ) as store,
+        open_observations(path) as journal,
+    ):
+        yield store, journal
 
 
 class _Parts(NamedTuple):
@@ -150,6 +175,10 @@ class _Parts(NamedTuple):
     authentication: Authentication
     pump: Pump
     connection: Connection
+    backends: Backends
+    words: Words
+    rights: RightsTable
+    journal: ObservationJournal | None
 
 
 @asynccontextmanager
@@ -161,21 +190,32 @@ async def _serving(
     In this order a second gateway, started by mistake, fails on its ports before it takes the
     first one's client id from it.
     """
-    registry, authentication, pump, connection = parts
+    registry, authentication, pump, connection, backends, words, rights, journal = parts
     publications = connection.publications
-    uplinks = Uplinks(connection, settings.mqtt.root, lambda: publications.maximum_packet_size)
-    bridge = Bridge(build_site(time.time), pump.respond)
+    uplinks = Uplinks(
+        connection,
+        settings.mqtt.root,
+        lambda: publications.maximum_packet_size,
+        rights=rights,
+    )
+    bridge = Bridge(
+        build_site(time.time, lambda identity: rights.offers(identity.tenant)), pump.respond
+    )
     layer: MessageLayer[Association] = MessageLayer(
         pump.server.traffic.send,
         HotPath(uplinks, bridge),
         DeviceRates(settings.limits.device_rate, settings.limits.device_burst),
-        CoapSettings(settings.coap.ack_delay, settings.coap.dedup_exchanges),
+        _coap_settings(settings),
         prove_path=pump.server.traffic.prove_path,
         answered=pump.server.traffic.remember_answer,
+        contents=backends,
+        downlinks=backends,
+        journal=journal,
     )
     udp = Udp(pump, settings.dtls.receive_buffer)
-    events = Events(connection, settings.mqtt.root, settings.mqtt.hold_messages)
-    pump.connect(layer, uplinks, events.publish, udp.flush_soon)
+    pump.connect(layer, uplinks, backends.publish_event, udp.flush_soon, backends)
+    backends.connect(layer, udp.flush_soon)
+    words.connect(layer)
     upkeep = Upkeep(
         registry,
         authentication,
@@ -197,7 +237,7 @@ async def _serving(
     collectors = CollectorRegistry()
     pauses = garbage.Pauses()
     collectors.register(
-        Collector(sources(pump, layer, uplinks, connection, udp, pauses, upkeep, events))
+        Collector(sources(pump, layer, uplinks, backends, connection, udp, pauses, upkeep))
     )
     application = http.create_app(collectors, not_ready)
     async with (
@@ -206,24 +246,30 @@ async def _serving(
     ):
         udp.open(tuple((bind.host, bind.port) for bind in settings.dtls.bind))
         await upkeep.begin()
-        await pump.recover(udp.can_reach)
+        backends.recover()
+        await pump.recover(udp.can_reach, journal)
+        from_bus = tasks.create_task(backends.run(), name="backends")
         to_broker = tasks.create_task(connection.run(), name="mqtt")
         keeping_up = tasks.create_task(upkeep.run(), name="upkeep")
         try:
             addresses = tuple(Address(*address) for address in udp.addresses)
             with pauses:
-                yield Gateway(addresses, http_address, pump, connection, upkeep, not_ready)
+                yield Gateway(
+                    addresses, http_address, pump, connection, upkeep, backends, not_ready
+                )
         finally:
             # Devices are still heard: what they repeat is answered, what is new gets 5.03.
             deadline = time.monotonic() + STOP_TIME
             keeping_up.cancel()
             pump.stop()
+            from_bus.cancel()
             try:
                 await connection.drain(DRAIN_TIME)
             finally:
                 pump.close_all(udp.flush, deadline)
                 udp.close()
                 to_broker.cancel()
+                await backends.close()
 
 
 def reasons_not_to_serve(
@@ -239,6 +285,84 @@ def reasons_not_to_serve(
     if wall < BUILT_AT:
         reasons.append("the clock is before the day this was built: no certificate can be judged")
     return reasons
+
+
+def _policy(
+    settings: Settings,
+    pump: Pump,
+    connection: Connection,
+    registry: SqliteRegistry,
+    rights: RightsTable,
+) -> tuple[Policy, Words]:
+    """What decides about downlinks, and what speaks for it."""
+    root, downlink = settings.mqtt.root, settings.downlink
+    formats = ContentFormats(CONTENT_TYPES)
+    devices = AttachedDevices(pump.sessions, pump.server)
+    outbox = Outbox(connection, downlink.events)
+    words = Words(outbox, Renderer(root, CONTENT_TYPES))
+    deliveries = Deliveries(
+        devices,
+        words.send,
+        words.tell,
+        Limits(
+            holds=downlink.hold != "none",
+            per_device=downlink.held_per_device,
+            messages=downlink.held_messages,
+            size=downlink.held_size,
+            attempts=downlink.attempts,
+        ),
+    )
+    parser = Parser(
+        root, rights, formats, hold_time=downlink.hold_time, max_body=settings.coap.max_body
+    )
+    store = registry if downlink.hold == "registry" else None
+    intake = Intake(parser, deliveries, registry, store, settings.node)
+    outbox.settled = intake.settled
+    states = States(
+        connection,
+        root,
+        rights,
+        formats,
+        limit=downlink.states,
+        size=downlink.states_size,
+        linger_time=downlink.linger_time,
+        look_up_time=downlink.look_up_time,
+    )
+    lifecycle = Lifecycle(outbox, root, settings.node, devices.is_attached, time.time())
+    content, files = settings.content, None
+    if content.folder is not None:
+        check_folder(content.folder)
+        files = ContentFiles(content.folder, content.max_file, content.memory)
+    policy = Policy(states, deliveries, intake, lifecycle, outbox, files, f"{content.path}/")
+    return policy, words
+
+
+def _rights(settings: Settings) -> RightsTable:
+    configured = settings.rights
+    post, read, observe, reply = (
+        dict(each or ())
+        for each in (configured.post, configured.read, configured.observe, configured.reply)
+    )
+    return RightsTable.of_patterns(post, read, observe, reply)
+
+
+def _coap_settings(settings: Settings) -> CoapSettings:
+    coap = settings.coap
+    return CoapSettings(
+        ack_delay=coap.ack_delay,
+        dedup_exchanges=coap.dedup_exchanges,
+        max_body=coap.max_body,
+        block_size=coap.block_size,
+        transfers=coap.transfers,
+        transfers_per_device=coap.transfers_per_device,
+        transfer_timeout=coap.transfer_timeout,
+        download_memory=coap.download_memory,
+        observations_per_device=coap.observations_per_device,
+        confirm_every=coap.confirm_every,
+        requests_per_device=coap.requests_per_device,
+        response_timeout=coap.response_timeout,
+        epoch=time.time() - time.monotonic(),
+    )
 
 
 def run(settings: Settings) -> None:

@@ -6,9 +6,9 @@ import time
 from importlib.metadata import version
 from typing import Any
 
+from coapgate.backends import Backends
 from coapgate.coap.messages import MessageLayer
 from coapgate.dtls.counters import Drop
-from coapgate.events import Events
 from coapgate.garbage import Pauses
 from coapgate.metrics import Source
 from coapgate.model import Outcome
@@ -24,11 +24,11 @@ def sources(
     pump: Pump,
     layer: MessageLayer[Any],
     uplinks: Uplinks,
+    backends: Backends,
     connection: Connection,
     udp: Udp,
     pauses: Pauses,
     upkeep: Upkeep,
-    events: Events,
 ) -> dict[str, Source]:
     """One source for every family."""
     started_at = time.time()
@@ -37,6 +37,14 @@ def sources(
     records, counts, publications = server.counters, layer.counts, connection.publications
     lists, own, reviews = upkeep.lists, upkeep.certificate, pump.reviews
     milestones = pump.milestones
+    policy = backends.policy
+    states, deliveries, intake, outbox = (
+        policy.states,
+        policy.deliveries,
+        policy.intake,
+        policy.outbox,
+    )
+    observations, assembly = layer.observations, layer.assembly
     return {
         "coapgate_build_info": lambda: build,
         "coapgate_start_time_seconds": lambda: started_at,
@@ -107,6 +115,41 @@ def sources(
             "given_up": counts.given_up,
             "reset": counts.resets,
         },
+        # Downlinks
+        "coapgate_forbidden_total": lambda: states.forbidden | {"post": uplinks.forbidden},
+        "coapgate_downlinks_total": lambda: deliveries.outcomes,
+        "coapgate_downlinks_sent_total": lambda: deliveries.sent,
+        "coapgate_downlinks_failed_total": lambda: layer.device_requests.failures,
+        "coapgate_downlinks_held": lambda: deliveries.held,
+        "coapgate_downlinks_unsaved": lambda: intake.unsaved,
+        "coapgate_downlinks_dropped_total": lambda: {
+            "flood": intake.dropped + connection.subscriptions.dropped,
+            "malformed": intake.malformed,
+        },
+        "coapgate_states": lambda: len(states),
+        "coapgate_states_size_bytes": lambda: states.size,
+        "coapgate_state_look_ups_total": lambda: states.looked_up,
+        "coapgate_reads_unavailable_total": lambda: states.unavailable,
+        "coapgate_observations": lambda: len(observations),
+        "coapgate_notifications_total": lambda: {
+            "confirmable": observations.confirmable,
+            "unconfirmed": observations.unconfirmed,
+        },
+        "coapgate_notifications_superseded_total": lambda: observations.superseded,
+        "coapgate_observations_ended_total": lambda: {
+            "reset": observations.resets,
+            "timeout": observations.timeouts,
+        },
+        "coapgate_bodies_arriving": lambda: len(assembly),
+        "coapgate_bodies_arriving_size_bytes": lambda: assembly.octets,
+        "coapgate_bodies_total": lambda: {
+            "completed": assembly.completed,
+            "abandoned": assembly.abandoned,
+        },
+        "coapgate_notices_waiting": lambda: len(outbox),
+        "coapgate_notices_published_total": lambda: outbox.published,
+        "coapgate_notices_lost_total": lambda: outbox.lost,
+        "coapgate_statuses_corrected_total": lambda: policy.lifecycle.corrected,
         # MQTT
         "coapgate_uplinks_published_total": lambda: uplinks.forwarded,
         "coapgate_publications_ended_total": lambda: {
@@ -115,7 +158,6 @@ def sources(
         "coapgate_publications_repeated_total": lambda: publications.repeated,
         "coapgate_publications_in_flight": lambda: publications.in_flight,
         "coapgate_publications_held": lambda: publications.held,
-        "coapgate_events_dropped_total": lambda: events.dropped,
         "coapgate_mqtt_connected": lambda: int(connection.connected),
         "coapgate_mqtt_reconnects_total": lambda: max(0, connection.connects - 1),
         "coapgate_mqtt_failures_total": lambda: connection.failures,

@@ -331,6 +331,131 @@ FAMILIES = (
         "end",
         ("given_up", "reset"),
     ),
+    # Downlinks
+    Family(
+        "coapgate_forbidden_total",
+        Kind.COUNTER,
+        "Requests for paths that their device has no right to, by use.",
+        "use",
+        ("post", "read", "observe"),
+    ),
+    Family(
+        "coapgate_downlinks_total",
+        Kind.COUNTER,
+        "Requests of backends for devices, by what became of them.",
+        "outcome",
+        ("answered", "delivered", "expired", "superseded", "rejected", "device-unknown"),
+    ),
+    Family(
+        "coapgate_downlinks_sent_total",
+        Kind.COUNTER,
+        "Requests of backends that were sent to their device, each attempt counted.",
+    ),
+    Family(
+        "coapgate_downlinks_failed_total",
+        Kind.COUNTER,
+        "Attempts that the device did not answer, by how they ended.",
+        "end",
+        ("timeout", "silent", "reset", "closed", "too_large", "unacceptable", "busy"),
+    ),
+    Family(
+        "coapgate_downlinks_held",
+        Kind.GAUGE,
+        "Requests of backends that wait for their device.",
+    ),
+    Family(
+        "coapgate_downlinks_unsaved",
+        Kind.GAUGE,
+        "Those that would be lost with this process, because the registry cannot be written.",
+    ),
+    Family(
+        "coapgate_downlinks_dropped_total",
+        Kind.COUNTER,
+        "Publications to us that nobody was told about, by reason.",
+        "reason",
+        ("flood", "malformed"),
+    ),
+    Family(
+        "coapgate_states",
+        Kind.GAUGE,
+        "Paths whose state is known, or asked for, because a device reads or observes it.",
+    ),
+    Family(
+        "coapgate_states_size_bytes",
+        Kind.GAUGE,
+        "Octets of the states that are known.",
+    ),
+    Family(
+        "coapgate_state_look_ups_total",
+        Kind.COUNTER,
+        "States that the broker was asked for.",
+    ),
+    Family(
+        "coapgate_reads_unavailable_total",
+        Kind.COUNTER,
+        "Reads of devices that were answered 5.03: the broker was away, too slow or unwilling.",
+    ),
+    Family(
+        "coapgate_observations",
+        Kind.GAUGE,
+        "Paths that devices observe, each device counted.",
+    ),
+    Family(
+        "coapgate_notifications_total",
+        Kind.COUNTER,
+        "Notifications to observers, by type.",
+        "type",
+        ("confirmable", "unconfirmed"),
+    ),
+    Family(
+        "coapgate_notifications_superseded_total",
+        Kind.COUNTER,
+        "Notifications that a newer one replaced before they were sent.",
+    ),
+    Family(
+        "coapgate_observations_ended_total",
+        Kind.COUNTER,
+        "Observations that ended because of a notification, by how the device took it.",
+        "end",
+        ("reset", "timeout"),
+    ),
+    Family(
+        "coapgate_bodies_arriving",
+        Kind.GAUGE,
+        "Bodies in blocks that are not complete yet.",
+    ),
+    Family(
+        "coapgate_bodies_arriving_size_bytes",
+        Kind.GAUGE,
+        "Octets of them that have arrived.",
+    ),
+    Family(
+        "coapgate_bodies_total",
+        Kind.COUNTER,
+        "Bodies in blocks, by how they ended.",
+        "end",
+        ("completed", "abandoned"),
+    ),
+    Family(
+        "coapgate_notices_waiting",
+        Kind.GAUGE,
+        "Events, outcomes and statuses that the broker does not have yet.",
+    ),
+    Family(
+        "coapgate_notices_published_total",
+        Kind.COUNTER,
+        "Events, outcomes and statuses that the broker has taken.",
+    ),
+    Family(
+        "coapgate_notices_lost_total",
+        Kind.COUNTER,
+        "Those for which there was no room, or which the broker refused.",
+    ),
+    Family(
+        "coapgate_statuses_corrected_total",
+        Kind.COUNTER,
+        "Statuses that an earlier process left behind, and that were no longer true.",
+    ),
     # MQTT
     Family(
         "coapgate_uplinks_published_total",
@@ -358,11 +483,6 @@ FAMILIES = (
         "coapgate_publications_held",
         Kind.GAUGE,
         "Publications that wait for the broker.",
-    ),
-    Family(
-        "coapgate_events_dropped_total",
-        Kind.COUNTER,
-        "Events about devices that were not published, to leave room for what devices send.",
     ),
     Family(
         "coapgate_mqtt_connected",

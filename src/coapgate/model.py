@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass, field
-from typing import Any, NewType
+from hashlib import blake2b
+from typing import Any, NamedTuple, NewType
 
 Tenant = NewType("Tenant", str)
 DeviceId = NewType("DeviceId", str)
@@ -209,6 +210,38 @@ class TrustAnchor:
         return f"{tenant}/{value}" if self.tenant_template else value
 
 
+class Content(NamedTuple):
+    """The state of a path at one time; `etag` tells it from others (RFC 7252 section 5.10.6).
+
+    `content_format` is None where CoAP has no number for the Content Type.
+    """
+
+    payload: bytes
+    content_format: int | None
+    etag: bytes
+
+    @staticmethod
+    def of(payload: bytes, content_format: int | None) -> Content:
+        """With an ETag of 8 octets, the same for the same content wherever it comes from."""
+        told = b"" if content_format is None else (content_format + 1).to_bytes(3, "big")
+        etag = blake2b(payload, digest_size=8, person=told).digest()
+        return Content(payload, content_format, etag)
+
+
+class KeptObservation(NamedTuple):
+    """An observation as it outlives the process (RFC 7641).
+
+    `exponent` is of the block size that was asked for, `accept` the Content-Format; None: neither
+    was. `etag` is of the content that the device was told last.
+    """
+
+    token: bytes
+    path: str
+    exponent: int | None
+    accept: int | None
+    etag: bytes
+
+
 class Outcome(enum.IntEnum):
     """What became of a publication besides the PUBACK reason codes 0x00 to 0xFF."""
 
@@ -231,8 +264,12 @@ class Code(enum.IntEnum):
     FETCH = 0x05
     PATCH = 0x06
     IPATCH = 0x07
+    CREATED = 0x41
+    DELETED = 0x42
+    VALID = 0x43
     CHANGED = 0x44
     CONTENT = 0x45
+    CONTINUE = 0x5F
     BAD_REQUEST = 0x80
     UNAUTHORIZED = 0x81
     BAD_OPTION = 0x82

@@ -7,7 +7,8 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from coapgate.authentication import Authentication
 from coapgate.coap.messages import MessageLayer
@@ -26,7 +27,7 @@ from coapgate.dtls.store import AssociationStore
 from coapgate.errors import ALERTS, Alert, Reason, Refused
 from coapgate.logs import Seldom, StrangerLog
 from coapgate.milestones import Milestones
-from coapgate.model import DeviceId, Identity, Path, PskCredential, Tenant
+from coapgate.model import DeviceId, Identity, KeptObservation, Path, PskCredential, Tenant
 from coapgate.notices import render_event
 from coapgate.recovery import take_up
 from coapgate.reviews import LiveAssociations, Reviews
@@ -47,6 +48,26 @@ CLOSED_AT_ONCE = 256
 """Associations that are closed before their goodbyes are sent."""
 
 log = logging.getLogger(__name__)
+
+
+class Presence(Protocol):
+    """Who is told of devices that come and go."""
+
+    def opened(self, identity: Identity, *, is_new: bool) -> None:
+        """A device has one more association; `is_new`: it was not attached."""
+
+    def detached(self, identity: Identity, cause: str) -> None:
+        """A device has no association any more; `cause` is why the last one ended."""
+
+
+class Observations(Protocol):
+    """What devices observed in an earlier process."""
+
+    def take(self, association_id: bytes) -> tuple[KeptObservation, ...]:
+        """What one association observed."""
+
+    def begin(self, current: Callable[[], Iterable[tuple[bytes, KeptObservation]]]) -> None:
+        """Go on with what is observed now; what nobody took is dropped."""
 
 
 class Pump:
@@ -109,6 +130,7 @@ class Pump:
         uplinks: Uplinks,
         publish_event: Callable[[Tenant, DeviceId, str, bytes], None],
         wake: Callable[[], None],
+        presence: Presence | None = None,
     ) -> None:
         """The layers above, built on this pump's `server.traffic.send` and `acknowledged`.
 
@@ -120,9 +142,13 @@ class Pump:
         self.milestones = Milestones(publish_event, self._wall)
         self._authentication.witness = self.milestones
         self._wake = wake
+        self._presence = presence or _Unnoticed()
 
-    async def recover(self, can_reach: Callable[[Path], bool]) -> None:
-        """Go on with the associations of an earlier process; `can_reach` is the sockets'.
+    async def recover(
+        self, can_reach: Callable[[Path], bool], observations: Observations | None = None
+    ) -> None:
+        """Go on with the associations of an earlier process and what they observe; `can_reach` is
+        the sockets'.
 
         Raises StartError if the registry cannot say who may go on.
         """
@@ -146,8 +172,14 @@ class Pump:
             association.endpoint = endpoint
             if association.is_open:  # not one too many, nor surplus of its device
                 self._layer.restore(endpoint, answers, now)
-                self._admit(association)
+                if observations is not None:
+                    kept = observations.take(association.id)
+                    self._layer.restore_observations(endpoint, kept, now)
+                # The bus knows that its device is attached: nobody has said otherwise.
+                self._admit(association, is_recovered=True)
         self.settle(now)
+        if observations is not None:
+            observations.begin(self._layer.observations.kept)
         self.recovered = self.server.association_count
         if taken or ended:
             fields = {"count": self.recovered, **ended}
@@ -266,14 +298,16 @@ class Pump:
         self._admit(association)
         return True
 
-    def _admit(self, association: Association) -> None:
+    def _admit(self, association: Association, *, is_recovered: bool = False) -> None:
         """Attach a device through one more association: the newest ones win."""
         identity = association.identity
+        is_new = not is_recovered and not self.sessions.find(identity.tenant, identity.device)
         for surplus in self.sessions.open(identity, association.id, self._is_open):
             oldest = self.server.find(surplus)
             assert oldest is not None
             self.server.traffic.close(oldest, "surplus")
         self.reviews.opened(association)
+        self._presence.opened(identity, is_new=is_new)
 
     def _is_open(self, association_id: bytes) -> bool:
         return self.server.find(association_id) is not None
@@ -324,10 +358,12 @@ class Pump:
 
     def _on_closed(self, association: Association, cause: str) -> None:
         self.detached[cause] += 1
-        self._layer.close(association.endpoint)  # type: ignore[arg-type]  # as in `_deliver`
+        endpoint = association.endpoint
+        self._layer.close(endpoint, self._clock())  # type: ignore[arg-type]  # as in `_deliver`
         # Each holds the other: without this the garbage collector would have to find them.
         association.endpoint = None
-        self.sessions.close(association.identity, association.id)
+        if self.sessions.close(association.identity, association.id):
+            self._presence.detached(association.identity, cause)
         if not self._is_closing:
             self._tell(self._closed, "session closed", association, {"cause": cause})
 
@@ -348,9 +384,15 @@ class Pump:
             log.info(message, extra=fields if count == 1 else fields | {"count": count})
 
     def stop(self) -> None:
-        """Let nobody in any more: no new handshakes, and no decision on those under way."""
+        """Let nobody in any more: no new handshakes, and no decision on those under way.
+
+        What `close_all` will end is over for the bus now, while there is a broker to be told.
+        """
         self.server.is_accepting = False
         self.decisions.stop()
+        for association in self.server.associations:
+            if association.slot < 0 and self.sessions.close(association.identity, association.id):
+                self._presence.detached(association.identity, "shutdown")
 
     def close_all(self, flush: Callable[[], None], deadline: float) -> None:
         """Say close_notify to all whose association ends with this process, as far as there is
@@ -377,6 +419,16 @@ class Pump:
         fields = {"count": count, "untold": untold, "kept": kept, "cause": "shutdown"}
         log.info("sessions closed", extra=fields)
         self._strangers.flush(math.inf)
+
+
+class _Unnoticed:
+    """Nobody is told."""
+
+    def opened(self, identity: Identity, *, is_new: bool) -> None:
+        pass
+
+    def detached(self, identity: Identity, cause: str) -> None:
+        pass
 
 
 def _describe(association: Association) -> dict[str, object]:

@@ -33,14 +33,15 @@ class Sessions:
         return attached[: -self.limit]
 
     def close(self, identity: Identity, association_id: bytes) -> bool:
-        """An association of a device is gone; whether the device is no longer attached."""
+        """An association of a device is gone; whether the device was attached and no longer is."""
         key = (identity.tenant, identity.device)
-        left = tuple(other for other in self._attached.get(key, ()) if other != association_id)
+        attached = self._attached.get(key, ())
+        left = tuple(other for other in attached if other != association_id)
         if left:
             self._attached[key] = left
         else:
             self._attached.pop(key, None)
-        return not left
+        return bool(attached) and not left
 
     def find(self, tenant: Tenant, device: DeviceId) -> tuple[bytes, ...]:
         """The associations of a device, oldest first; empty if it is not attached."""

@@ -10,6 +10,7 @@ from typing import Protocol
 from coapgate.errors import RequestRefused
 from coapgate.model import Code, Identity, Method, Outcome
 from coapgate.mqtt import topics
+from coapgate.rights import RightsTable, Rule
 
 RETRY_AFTER = (2, 60)
 """Seconds between which a refused device is told to come back, so that not all come at once."""
@@ -48,15 +49,19 @@ class Publisher(Protocol):
 class Source:
     """What is the same for every uplink of one association.
 
-    `room` is the octets a path may take in a topic. Whatever can be made from these in less time
-    than a dictionary is asked is not kept: thousands of devices have a source each.
+    `room` is the octets a path may take in a topic, `may_post` which paths the device may send to,
+    None: all. Whatever can be made from these in less time than a dictionary is asked is not kept:
+    thousands of devices have a source each.
     """
 
-    __slots__ = ("association_id", "identity", "prefix", "room")
+    __slots__ = ("association_id", "identity", "may_post", "prefix", "room")
 
-    def __init__(self, identity: Identity, association_id: bytes, root: str) -> None:
+    def __init__(
+        self, identity: Identity, association_id: bytes, root: str, may_post: Rule | None = None
+    ) -> None:
         self.identity = identity
         self.association_id = association_id
+        self.may_post = may_post
         self.prefix = topics.uplink_prefix(root, identity.tenant, identity.device)
         self.room = topics.MAX_TOPIC_LENGTH - len(self.prefix.encode())
 
@@ -74,7 +79,9 @@ class Uplinks:
         root: str,
         max_packet_size: Callable[[], int | None] = lambda: None,
         jitter: Callable[[int, int], int] = random.randint,
+        rights: RightsTable | None = None,
     ) -> None:
+        self._rights = rights or RightsTable({})
         self._publisher = publisher
         self._root = root
         self._max_packet_size = max_packet_size
@@ -84,6 +91,8 @@ class Uplinks:
         self._second = -1
         self._second_text = ""
         self.forwarded = 0
+        self.forbidden = 0
+        """Messages to paths that their device has no right to."""
         self.outcomes: dict[int, int] = {}
 
     def begin(self, wall: float) -> None:
@@ -91,9 +100,24 @@ class Uplinks:
         self._wall = wall
         self._received_at = None
 
+    @property
+    def wall(self) -> float:
+        """When this tick began, in Unix seconds."""
+        return self._wall
+
     def source(self, identity: Identity, association_id: bytes) -> Source:
         """Prepare for the uplinks of one association."""
-        return Source(identity, association_id, self._root)
+        may_post = self._rights.of(identity.tenant).post
+        return Source(identity, association_id, self._root, may_post)
+
+    def check(self, source: Source, path: Sequence[bytes]) -> str:
+        """The path as it stands in a topic, before anything is sent to it.
+
+        Raises RequestRefused: 4.00 or 4.04 as `topics.uplink_path` does, 4.03 without the right.
+        """
+        text = topics.uplink_path(path, source.room)
+        self._check_right(source, text)
+        return text
 
     def forward(
         self,
@@ -115,9 +139,12 @@ class Uplinks:
         association id, the message ID and the token in hex, joined by `-`: 16, 4 and 0 to 16
         digits. Every repetition of one exchange has the same.
 
-        Raises RequestRefused if the path or the query cannot be part of a publication.
+        Raises RequestRefused if the path or the query cannot be part of a publication, or the
+        device may not send there.
         """
         topic = source.prefix + topics.uplink_path(path, source.room)
+        if source.may_post is not None:
+            self._check_right(source, topic[len(source.prefix) :])
         received_at = self._received_at
         if received_at is None:
             received_at = self._received_at = ("received-at", self._render_time())
@@ -149,6 +176,11 @@ class Uplinks:
             user_properties=properties,
             ticket=ticket,
         )
+
+    def _check_right(self, source: Source, path: str) -> None:
+        if source.may_post is not None and not source.may_post.allows(path):
+            self.forbidden += 1
+            raise RequestRefused(Code.FORBIDDEN, "not allowed")
 
     def _render_time(self) -> str:
         """The tick's time, UTC with milliseconds, as RFC 3339 section 5.6 writes it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from tests.bench import crowds
+from tests.bench import crowds, observers
 from tests.bench.figures import FLOOR, KIBIBYTES, MICROSECONDS, Sample
 from tests.bench.measurements import (
     HANDSHAKES,
@@ -71,6 +71,8 @@ _SINGLE: dict[str, tuple[Line, Measure]] = {
     },
     "slow-broker": (Line("request, broker takes 0.7 s"), measure_slow_broker),
     "storm": (Line("reconnect storm, each device"), measure_storm),
+    "observe-one": (Line("notification to 1 of 10,000 observers"), observers.measure_one),
+    "observe-all": (Line("notification to each of 10,000 observers"), observers.measure_all),
     "recovery": (Line("recovery of an association"), measure_recovery),
     "idle": (Line("idle association", KIBIBYTES), measure_idle),
 }

@@ -51,17 +51,18 @@ class Scale:
     few_sleepers: int = 1000
     many_sleepers: int = 100_000
     """Associations beside which everything is measured once more."""
+    observers: int = 10_000
 
     @property
     def known_devices(self) -> int:
         """How many the registry knows: more than a load ever has at once."""
         most = (self.most_devices, self.idle_devices, self.storm_devices, self.recovered_devices)
-        return 2 * max(most)
+        return 2 * max(*most, self.observers)
 
 
 FULL = Scale()
-QUICK = Scale(2.0, 0.5, 1000, 1000, 12.0, 1000, 6.0, 1000, 200, 20_000)
-TINY = Scale(0.3, 0.1, 20, 20, 0.1, 20, 0.2, 20, 5, 50)
+QUICK = Scale(2.0, 0.5, 1000, 1000, 12.0, 1000, 6.0, 1000, 200, 20_000, 1000)
+TINY = Scale(0.3, 0.1, 20, 20, 0.1, 20, 0.2, 20, 5, 50, 20)
 """Shows that everything works, and measures nothing."""
 
 

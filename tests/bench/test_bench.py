@@ -13,8 +13,19 @@ from tests.bench.catalogue import MEASUREMENTS, repeat
 from tests.bench.figures import FLOOR, GROWTH, PAUSE
 from tests.bench.loads import PYTHON, compile_dtlsload
 from tests.bench.processes import choose_cores
-from tests.bench.surroundings import TINY, Bench
+from tests.bench.surroundings import TINY, Bench, mosquitto
 from tests.peers import Mosquitto
+
+
+async def test_notifications_are_measured(tmp_path: Path) -> None:
+    cores = choose_cores(os.sched_getaffinity(0))
+    with mosquitto(tmp_path, cores.broker) as url:
+        bench = Bench(tmp_path, url, PYTHON, cores, TINY)
+        samples = await repeat(bench, [FLOOR, "observe-one", "observe-all"], 1, lambda _: None)
+    results = results_of(samples, {"load": PYTHON.name})
+
+    assert results.went_wrong() == []
+    assert [figure.notes.get("observers") for figure in results.figures] == [None, 20, 20]
 
 
 def small(folder: Path, broker: Mosquitto) -> Bench:

@@ -18,8 +18,10 @@ import pytest
 from coapgate.cli import main
 from coapgate.model import DEFAULT_TENANT, Batch
 from coapgate.registry.psk import parse_key, render_key
+from tests.backend import publish
 from tests.gateway_fixtures import bus, gateway, install, start_gateway
 from tests.gateways import Running
+from tests.peers import Mosquitto
 from tests.programs import Program, started
 from tests.waiting import DEADLINE, until
 
@@ -202,6 +204,29 @@ async def test_a_terminal_shows_a_live_line(gateway: Running, tmp_path: Path) ->
     )
 
 
+async def test_a_fleet_observes_and_counts_what_it_hears(
+    gateway: Running, broker: Mosquitto, tmp_path: Path
+) -> None:
+    file = identities(gateway, tmp_path, 5)
+    down = [f"{gateway.installation.root}/default/sim-{n}/down/led" for n in range(5)]
+    for topic in down[:4]:  # the fifth has no state, and so cannot observe
+        await publish(broker, topic, b"off")
+    observations = gateway.gateway.pump._layer.observations
+    options = ("--identities", file, "--rate", 5, "--duration", 4, "--observe", "/led", "--json")
+    run = asyncio.create_task(simulated(gateway, *options))
+    await until(lambda: len(observations) == 4, "four devices observe")
+    for topic in down[:4]:
+        await publish(broker, topic, b"on")
+
+    code, printed, _ = await run
+
+    assert code == 1  # not all of them observe
+    found = document(printed)["observe"]
+    assert found == {"registered": 4, "refused": {"4.04": 1}, "notifications": 4}
+    assert document(printed)["requests"]["answered"] == 20
+    assert "publish it retained" in printed
+
+
 @pytest.mark.parametrize(
     ("words", "message", "advice"),
     [
@@ -209,6 +234,8 @@ async def test_a_terminal_shows_a_live_line(gateway: Running, tmp_path: Path) ->
         ("--rate 1 --connect-rate 5000", "--connect-rate 5000 is more", "--max-rate 5000"),
         ("--rate 1 --devices 3", "has 2 identities; 3 wanted", "a credential of its own"),
         ("--rate 1 --sleep", "needs a Connection ID", "add --cid"),
+        ("--rate 1 --cid --sleep --observe led", "sleeps hears of nothing", "--observe away"),
+        ("--rate 1 --observe /", "has an empty segment", "--observe led"),
         ("--rate 1 --certificates .", "--identities, --psk-batch and --certificates", "CSV"),
     ],
 )

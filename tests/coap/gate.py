@@ -13,8 +13,10 @@ from coapgate.coap.hotpath import HotPath, Site
 from coapgate.coap.messages import MessageLayer, Settings
 from coapgate.coap.options import Request, encode_options
 from coapgate.coap.rates import DeviceRates
+from coapgate.coap.requests import Failure
 from coapgate.dtls.paths import AMPLIFICATION, UnprovenPath
-from coapgate.model import Code, DeviceId, Identity, Method, Tenant
+from coapgate.errors import RequestRefused
+from coapgate.model import Code, Content, DeviceId, Identity, KeptObservation, Method, Tenant
 from coapgate.uplink import Source, Uplinks
 
 CON, NON, ACK, RST = range(4)
@@ -129,6 +131,76 @@ class SilentSite:
         self.asked.append((ticket, request))
 
 
+class Contents:
+    """States of paths; `is_slow`: whoever tests answers what was `asked`."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, Content] = {}
+        self.is_slow = False
+        self.asked: list[tuple[int, str]] = []
+        self.observed_paths: list[str] = []
+        self.refusal: RequestRefused | None = None
+        self.observe_refusal: RequestRefused | None = None
+
+    def connect(self, layer: MessageLayer[FakeAssociation]) -> None:
+        self._layer = layer
+
+    def find(self, identity: Identity, path: str, ticket: int, now: float) -> None:
+        self.asked.append((ticket, path))
+        if self.refusal is not None:
+            raise self.refusal
+        if not self.is_slow:
+            self._layer.respond_content(ticket, self.states.get(path), now)
+
+    def check_observable(self, identity: Identity, path: str) -> None:
+        if self.observe_refusal is not None:
+            raise self.observe_refusal
+
+    def observed(self, identity: Identity, path: str) -> None:
+        self.observed_paths.append(path)
+
+    def unobserved(self, identity: Identity, path: str) -> None:
+        self.observed_paths.remove(path)
+
+
+class RecordingDownlinks:
+    """Everything that is said of requests to devices."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[int, int, int | None, bytes]] = []
+        self.failures: list[tuple[int, Failure]] = []
+        self.speakers: list[tuple[str, float]] = []
+        self.on_spoke: Callable[[], None] = lambda: None
+        self.on_answer: Callable[[], None] = lambda: None
+
+    def answered(
+        self, ticket: int, code: int, content_format: int | None, payload: bytes, now: float
+    ) -> None:
+        self.answers.append((ticket, code, content_format, payload))
+        self.on_answer()
+
+    def failed(self, ticket: int, failure: Failure, now: float) -> None:
+        self.failures.append((ticket, failure))
+
+    def spoke(self, identity: Identity, association_id: bytes, now: float) -> None:
+        self.speakers.append((identity.device, now))
+        self.on_spoke()
+
+
+class MemoryJournal:
+    """What outlives the process."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[bytes, bytes], KeptObservation] = {}
+
+    def added(self, association_id: bytes, kept: KeptObservation) -> None:
+        self.kept.pop((association_id, kept.token), None)
+        self.kept[association_id, kept.token] = kept
+
+    def removed(self, association_id: bytes, token: bytes) -> None:
+        self.kept.pop((association_id, token), None)
+
+
 class Gate:
     """Message layer, hot path and uplinks between fakes.
 
@@ -149,6 +221,9 @@ class Gate:
     ) -> None:
         self.publisher = RecordingPublisher()
         self.silent_site = SilentSite()
+        self.contents = Contents()
+        self.downlinks = RecordingDownlinks()
+        self.journal = MemoryJournal()
         self.uplinks = Uplinks(
             self.publisher, "coapgate", lambda: max_packet_size, jitter=lambda low, high: low
         )
@@ -169,7 +244,11 @@ class Gate:
             random.Random(7),
             prove_path=self._prove_path,
             answered=self._answered,
+            contents=self.contents,
+            downlinks=self.downlinks,
+            journal=self.journal,
         )
+        self.contents.connect(self.layer)
 
     def _prove_path(self, association: FakeAssociation) -> None:
         assert association.unproven is not None

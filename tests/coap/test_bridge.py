@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from aiocoap import Message, resource
@@ -13,9 +14,11 @@ from aiocoap.error import BadRequest
 from aiocoap.numbers.contentformat import ContentFormat
 
 from coapgate.coap.aiocoap_bridge import MAX_PER_ENDPOINT, MAX_REQUESTS, Bridge, Remote
+from coapgate.coap.blocks import Block
 from coapgate.coap.endpoint import Endpoint
 from coapgate.coap.resources import PATHS, build_site
-from coapgate.model import Code
+from coapgate.model import Code, Identity
+from coapgate.rights import Offer
 from tests.coap.gate import (
     ACK,
     CON,
@@ -30,7 +33,7 @@ from tests.coap.gate import (
     message,
 )
 
-ACCEPT = 17
+ACCEPT, BLOCK2 = 17, 23
 NOW = 100.0
 
 
@@ -103,6 +106,60 @@ async def test_discovery_is_filtered(query: list[str], found: list[str]) -> None
 
     links = [link.split(">")[0][1:] for link in answer.payload.decode().split(",") if link]
     assert links == found
+
+
+async def test_discovery_lists_the_paths_that_the_devices_rights_name() -> None:
+    def offers(whose: Identity) -> list[Offer]:
+        assert whose == identity()
+        return [
+            Offer("a b/\u00e9>", post=True, read=True, observe=True),
+            Offer("led", post=False, read=True, observe=False),
+            Offer("log", post=True, read=False, observe=False),
+            Offer("secret", post=False, read=False, observe=False),
+        ]
+
+    async with gate_with_site(build_site(lambda: WALL, offers)) as gate:
+        everything = await get(gate, ".well-known/core", (BLOCK2, b"\x06"))
+        states = await get(gate, ".well-known/core", (URI_QUERY, b"rt=coapgate.state"))
+
+    assert everything.payload.decode().split(",")[3:] == [
+        '</a%20b/%C3%A9%3E>;rt="coapgate.uplink coapgate.state";obs',
+        '</led>;rt="coapgate.state"',
+        '</log>;rt="coapgate.uplink"',
+    ]
+    assert states.payload.decode() == ",".join(everything.payload.decode().split(",")[3:5])
+
+
+async def test_discovery_of_many_paths_comes_in_blocks() -> None:
+    def offers(whose: Identity) -> list[Offer]:
+        return [Offer(f"path-{n}", post=True, read=True, observe=True) for n in range(100)]
+
+    body, number, more = b"", 0, True
+    async with gate_with_site(build_site(lambda: WALL, offers)) as gate:
+        while more:
+            block = Block(number, False, 5).encode()
+            answer = await get(gate, ".well-known/core", (BLOCK2, block), message_id=number)
+            assert answer.opt.block2.block_number == number
+            body, more, number = body + answer.payload, answer.opt.block2.more, number + 1
+
+    assert number > 5
+    assert body.decode().endswith('</path-99>;rt="coapgate.uplink coapgate.state";obs')
+
+
+@pytest.mark.parametrize(("seconds", "days"), [(86400 * 30 + 5, 30), (86399, 0), (-5, 0)])
+async def test_hello_says_how_long_the_certificate_is_valid(seconds: int, days: int) -> None:
+    expiring = replace(identity(), not_after=WALL + seconds)
+    async with gate_with_site() as gate:
+        endpoint = gate.layer.open(FakeAssociation(b"12345678", expiring), expiring, b"12345678")
+        answers = []
+        for number, accept in enumerate((b"\x32", b"\x3c")):
+            octets = message(CON, Code.GET, number, "hello", options=((ACCEPT, accept),))
+            gate.layer.receive(endpoint, octets, NOW)
+            await until(lambda: gate.sent)
+            answers.append(gate.take_one().payload)
+
+    assert json.loads(answers[0])["days_left"] == days
+    assert answers[1].endswith(b"\x69days_left\x1b" + days.to_bytes(8, "big"))
 
 
 async def test_hello_says_who_the_device_is() -> None:
@@ -316,7 +373,7 @@ async def test_the_answer_to_a_closed_endpoint_goes_nowhere() -> None:
     async with gate_with_site(site) as gate:
         endpoint = gate.open()
         gate.layer.receive(endpoint, message(CON, Code.GET, 1, "time"), NOW)
-        gate.layer.close(endpoint)
+        gate.layer.close(endpoint, 10.0)
         slow.open.set()
         await until(lambda: slow.ended)
 

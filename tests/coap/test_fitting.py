@@ -231,10 +231,10 @@ def test_who_suppresses_4_xx_hears_no_4_01_but_is_pinged() -> None:
     assert gate.layer.counts.responses == {}
 
 
-def test_content_too_long_for_a_record_is_5_00_unless_that_is_suppressed() -> None:
+def test_content_of_which_no_block_fits_a_record_is_5_00_unless_that_is_suppressed() -> None:
     gate = Gate()
     endpoint = gate.open()
-    endpoint.association.max_plaintext = 60
+    endpoint.association.max_plaintext = 20
     for message_id, no_response in enumerate((b"\x08", b"\x10")):
         gate.layer.receive(endpoint, get(message_id, (NO_RESPONSE, no_response)), START)
         gate.answer_content(START)

@@ -216,10 +216,10 @@ def test_a_diagnostic_without_any_room_is_left_out() -> None:
     assert gate.take() == [bytes.fromhex("61 80 0001 0a")]
 
 
-def test_content_that_does_not_fit_the_association_is_5_00() -> None:
+def test_content_of_which_no_block_fits_the_association_is_5_00() -> None:
     gate = Gate()
     endpoint = gate.open()
-    endpoint.association.max_plaintext = 50
+    endpoint.association.max_plaintext = 20
     ticket = _ask_site(gate, endpoint)
 
     gate.layer.respond(ticket, Code.CONTENT, b"", b"x" * 100, START)
@@ -437,7 +437,7 @@ def test_reconnecting_renews_no_allowance() -> None:
     gate = Gate(rate=1.0, burst=1)
     endpoint = gate.open("a", b"11111111")
     gate.layer.receive(endpoint, uplink(), START)
-    gate.layer.close(endpoint)
+    gate.layer.close(endpoint, 10.0)
 
     gate.layer.receive(gate.open("a", b"22222222"), uplink(), START)
 
@@ -730,7 +730,7 @@ def test_a_closed_endpoint_leaves_nothing_behind() -> None:
 
     gate.layer.receive(endpoint, uplink(NON, 3), START + 0.6)
 
-    gate.layer.close(endpoint)
+    gate.layer.close(endpoint, 10.0)
 
     assert gate.layer.unfinished_exchanges == 0
     gate.layer.acknowledged(gate.publisher.published[1].ticket_number, 0, START + 1)
@@ -750,7 +750,7 @@ def test_an_association_may_close_while_it_is_being_sent_to() -> None:
 
     def close(association: FakeAssociation, octets: bytes) -> None:
         closed.append(octets)
-        gate.layer.close(endpoint)
+        gate.layer.close(endpoint, 10.0)
 
     gate.on_transmit = close
     gate.layer.handle_timer(START + 0.5)
@@ -762,7 +762,7 @@ def test_an_association_may_close_while_it_is_being_sent_to() -> None:
 def test_an_endpoint_that_never_asked_closes_as_well() -> None:
     gate = Gate()
 
-    gate.layer.close(gate.open())
+    gate.layer.close(gate.open(), 10.0)
 
     assert gate.layer.next_timer() is None
 

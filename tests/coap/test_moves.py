@@ -141,5 +141,5 @@ def test_whatever_happens_only_what_went_to_a_path_and_to_no_other_proves_it(see
 
     assert len(walk.gate.layer.counts.path_proofs) >= 2
     assert walk.gate.layer.counts.path_pings > 0
-    walk.gate.layer.close(walk.endpoint)
+    walk.gate.layer.close(walk.endpoint, START)
     assert walk.gate.layer.unfinished_exchanges == 0

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from coapgate.coap.blocks import Block
 from coapgate.coap.options import (
     MAX_OPTIONS,
+    Extensions,
     Request,
     encode_options,
     encode_uint,
+    parse_options,
     parse_request,
     split_options,
 )
@@ -180,26 +183,59 @@ def test_conditions_cannot_be_kept_and_are_4_02(number: int) -> None:
     assert refusal((number, b"")) == (Code.BAD_OPTION, f"option {number}")
 
 
-@pytest.mark.parametrize("block", [b"", b"\0", b"\x06"])
-def test_block1_that_holds_the_whole_body_is_a_plain_uplink(block: bytes) -> None:
-    assert parse(encode_options([(27, block)]) + b"\xffp").payload == b"p"
+@pytest.mark.parametrize("number", [23, 27])
+@pytest.mark.parametrize(
+    ("value", "block"),
+    [
+        (b"", (0, False, 0)),
+        (b"\x06", (0, False, 6)),
+        (b"\x0e", (0, True, 6)),
+        (b"\x01\x06", (16, False, 6)),
+        (b"\xff\xff\xfe", (0xFFFFF, True, 6)),
+    ],
+)
+def test_which_block_is_read(number: int, value: bytes, block: tuple[int, bool, int]) -> None:
+    extensions = parse(encode_options([(number, value)]) + b"\xffp").extensions
+
+    assert extensions is not None
+    assert (extensions.block2 if number == 23 else extensions.block1) == block
+    assert (extensions.block1 if number == 23 else extensions.block2) is None
+    assert Block(*block).encode() == value
 
 
-@pytest.mark.parametrize("block", [b"\x0e", b"\x16", b"\x01\x06"])
-def test_any_other_block1_is_4_02(block: bytes) -> None:
-    assert refusal((27, block))[0] == Code.BAD_OPTION
+@pytest.mark.parametrize("number", [23, 27])
+@pytest.mark.parametrize("value", [b"\x07", b"\x0f", b"\x01\x07"])
+def test_the_reserved_block_size_is_4_00(number: int, value: bytes) -> None:
+    assert refusal((number, value)) == (Code.BAD_REQUEST, "reserved block size")
 
 
-def test_block2_states_a_size_but_asks_for_no_later_block() -> None:
-    assert parse(encode_options([(23, b"\x02")])).path == ()
-    assert refusal((23, b"\x12"))[0] == Code.BAD_OPTION
+def test_what_few_requests_have_is_read() -> None:
+    options = [
+        (4, b"one"),
+        (4, b"two"),
+        (6, b""),
+        (60, b"\x04\x00"),
+        (292, b"x"),
+        (292, b""),
+        (65000, b"\x01\x8b"),
+    ]
+
+    assert parse(encode_options(options)).extensions == Extensions(
+        etags=(b"one", b"two"),
+        observe=0,
+        block1=None,
+        block2=None,
+        size1=1024,
+        tags=(b"x", b""),
+        time=395,
+    )
+    assert parse(encode_options([(11, b"a"), (12, b"")])).extensions is None
 
 
 def test_the_first_refusal_is_told() -> None:
     assert refusal((9, b""), (35, b"coap://x")) == (Code.BAD_OPTION, "option 9")
-    assert refusal((27, b"\x0e"), (35, b"coap://x"))[0] == Code.BAD_OPTION
     assert refusal((35, b"coap://x"), (39, b"coap"))[0] == Code.PROXYING_NOT_SUPPORTED
-    assert refusal((9, b""), (23, b"\x12"), (27, b"\x0e"))[1] == "option 9"
+    assert refusal((9, b""), (23, b"\x07"))[1] == "option 9"
 
 
 def test_a_request_has_a_bounded_number_of_options() -> None:
@@ -234,3 +270,12 @@ def test_options_and_payload_are_told_apart(
     octets = b"head" + encoded + (b"\xff" + payload if payload else b"")
 
     assert split_options(octets, 4) == (encoded, payload)
+    assert parse_options(encoded) == options
+
+
+@pytest.mark.parametrize(
+    "octets", [b"\x01", b"\xd0", b"\xe0\xff", b"\xf0", b"\x0f", b"\xe0\xff\xff", b"\0" * 129]
+)
+def test_options_of_a_response_that_are_none_are_a_format_error(octets: bytes) -> None:
+    with pytest.raises(MessageFormatError):
+        parse_options(octets)

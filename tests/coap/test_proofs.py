@@ -445,7 +445,7 @@ def test_an_endpoint_that_closes_while_something_is_withheld_is_not_pinged() -> 
     endpoint = gate.open()
     endpoint.association.move(received=0)
     gate.receive(endpoint, get(1), START)
-    gate.on_transmit = lambda association, octets: gate.layer.close(endpoint)
+    gate.on_transmit = lambda association, octets: gate.layer.close(endpoint, 10.0)
 
     gate.answer_content(START)
 

@@ -99,7 +99,7 @@ def test_content_is_not_told_nor_what_stands_for_it_on_an_unproven_path(
 def test_content_too_long_for_the_association_is_not_told() -> None:
     gate = Gate()
     endpoint = gate.open()
-    endpoint.association.max_plaintext = 60
+    endpoint.association.max_plaintext = 20
     gate.layer.receive(endpoint, get(), START)
     gate.answer_content(START)
 
@@ -250,7 +250,7 @@ def test_a_restored_endpoint_becomes_idle_and_closes_like_any_other() -> None:
     assert gate.layer.active_endpoints == 0
 
     gate, endpoint = restored((1, 200.0, CHANGED))
-    gate.layer.close(endpoint)
+    gate.layer.close(endpoint, 10.0)
     assert gate.layer.active_endpoints == 0
     assert gate.layer.next_timer() is None
 

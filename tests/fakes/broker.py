@@ -6,7 +6,7 @@
         assert broker.published[0].topic == "a/b"
 
 Options are attributes and may be changed while it runs; those of CONNACK hold from the next
-connection on. It only takes publications: it delivers nothing to subscribers.
+connection on. It grants every subscription, and delivers nothing to subscribers.
 """
 
 from __future__ import annotations
@@ -28,6 +28,12 @@ from mqtt5 import (
     PubAckReasonCode,
     PublishPacket,
     QoS,
+    SubAckPacket,
+    SubAckReasonCode,
+    SubscribePacket,
+    UnsubAckPacket,
+    UnsubAckReasonCode,
+    UnsubscribePacket,
     read,
 )
 
@@ -256,6 +262,12 @@ class _Peer(asyncio.Protocol):
                 broker.pings += 1
                 if not broker.silent:
                     self.transport.write(PingRespPacket().write())
+            case SubscribePacket():
+                granted = [SubAckReasonCode.GRANTED_QOS_AT_LEAST_ONCE] * len(packet.topic_filters)
+                self.transport.write(SubAckPacket(packet.packet_id, granted).write())
+            case UnsubscribePacket():
+                gone = [UnsubAckReasonCode.SUCCESS] * len(packet.patterns)
+                self.transport.write(UnsubAckPacket(packet.packet_id, gone).write())
             case DisconnectPacket():
                 broker.disconnects.append(packet)
                 self.transport.close()

@@ -45,7 +45,7 @@ def test_one_input(data: bytes) -> None:
             ticket, _ = gate.silent_site.asked.pop()
             gate.layer.respond(ticket, 0x45, b"\xc0", b"x" * action, now)
         check(gate, endpoint.exchanges or {}, len(endpoint.outgoing or {}))
-    gate.layer.close(endpoint)
+    gate.layer.close(endpoint, 10.0)
     assert gate.layer.active_endpoints == 0
     assert gate.layer.unfinished_exchanges == 0
 

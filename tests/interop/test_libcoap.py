@@ -15,9 +15,9 @@ from tests.programs import started
 pytestmark = pytest.mark.parametrize("client", ["coap-client-openssl", "coap-client-gnutls"])
 
 
-async def ask(client: str, gateway: Running, path: str, *options: str) -> str:
+async def ask(client: str, gateway: Running, path: str, *options: str, verbosity: str = "7") -> str:
     """Make one request; what the client printed, at a verbosity that shows the messages."""
-    command = (require(client), *options, "-B", "20", "-v", "7")
+    command = (require(client), *options, "-B", "20", "-v", verbosity)
     async with started(*command, f"coaps://{gateway.address}/{path}") as program:
         status = await program.end()
     output = program.output.decode(errors="backslashreplace")

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from coapgate.mqtt.connection import Connection
 from coapgate.mqtt.settings import ConnectionSettings
+from coapgate.mqtt.subscriptions import Complete, Heard, Refusal
 
 WAIT_TIMEOUT = 15.0
 """Seconds after which waiting raises TimeoutError."""
@@ -27,12 +28,13 @@ class Address(Protocol):
 
 
 class Running:
-    """A running connection; `outcomes` in order of arrival."""
+    """A running connection; `outcomes` and `heard` in order of arrival."""
 
     connection: Connection
 
     def __init__(self) -> None:
         self.outcomes: list[tuple[int, int]] = []
+        self.heard: list[Heard | Complete | Refusal] = []
         self._waiting: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
 
     def ended(self, ticket: int, outcome: int) -> None:
@@ -92,6 +94,7 @@ async def running(
     one = Running()
     settings = replace(settings or ConnectionSettings(""), host=broker.host, port=broker.port)
     one.connection = Connection(settings, one.ended)
+    one.connection.listen(one.heard.append, one.ended, lambda: None)
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(one.connection.run(), name="mqtt")
         try:

@@ -89,7 +89,8 @@ def test_connect_says_who_we_are_and_starts_clean() -> None:
         b"secret",
     )
     assert (connect.clean_start, connect.session_expiry_interval) == (True, 0)
-    assert (connect.keep_alive, connect.max_packet_size) == (30, 65536)
+    assert (connect.keep_alive, connect.max_packet_size) == (30, 8 << 20)
+    assert connect.receive_max == 64
     assert wire.client.state is State.CONNECTING
 
 

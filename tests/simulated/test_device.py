@@ -12,7 +12,7 @@ from coapgate.errors import Alert, DeviceRefused, NoAnswer, Reason
 from coapgate.model import Code
 from coapgate.pki.factory import FactoryCa
 from coapgate.simulated.device import Device
-from coapgate.simulated.message import Kind, Message
+from coapgate.simulated.message import Kind, Message, Response
 from coapgate.simulated.trust import trust_server
 from tests.simulated.gateway import KEY, QUICK, FakeGateway, changed, serving
 
@@ -37,6 +37,86 @@ async def test_a_device_connects_asks_and_says_goodbye() -> None:
         (12, b""),
         (15, b"unit=C"),
     )
+
+
+def observed(request: Message) -> list[Message]:
+    """A gateway at which every path may be observed; the state is `off`."""
+    order = ((6, b"\x05"),) if request.code == Code.GET else ()
+    answer = Message(Kind.ACK, Code.CONTENT, request.message_id, request.token, order, b"off")
+    return [answer]
+
+
+async def test_a_device_observes_until_it_does_not_want_to() -> None:
+    async with (
+        serving(FakeGateway(observed)) as gateway,
+        Device("127.0.0.1", gateway.port, KEY) as device,
+    ):
+        async with device.observe("led") as states:
+            heard = [(await anext(states)).payload]
+            token = gateway.requests[0].token
+            for number in (6, 7):
+                option = ((6, bytes((number,))),)
+                gateway.tell(Message(Kind.CON, Code.CONTENT, number, token, option, b"on"))
+                heard.append((await anext(states)).payload)
+            await gateway.until(lambda: len(gateway.replies) == 2)
+        gateway.tell(Message(Kind.CON, Code.CONTENT, 8, token, ((6, b"\x08"),), b"off"))
+        await gateway.until(lambda: len(gateway.replies) == 3)
+
+    assert heard == [b"off", b"on", b"on"]
+    assert [reply.kind for reply in gateway.replies] == [Kind.ACK, Kind.ACK, Kind.RST]
+
+
+async def test_a_state_that_cannot_be_observed_is_the_only_one() -> None:
+    async with (
+        serving(FakeGateway(changed)) as gateway,
+        Device("127.0.0.1", gateway.port, KEY) as device,
+        device.observe("led") as states,
+    ):
+        heard = [state.code async for state in states]
+
+    assert heard == [Code.CHANGED]
+
+
+async def test_whoever_observes_learns_of_the_end_of_the_association() -> None:
+    async with (
+        serving(FakeGateway(observed)) as gateway,
+        Device("127.0.0.1", gateway.port, KEY) as device,
+        device.observe("led") as states,
+    ):
+        await anext(states)
+        (association,) = gateway.server.associations
+        gateway.server.traffic.close(association, "test")
+        gateway.flush()
+
+        with pytest.raises((DeviceRefused, NoAnswer)):
+            await anext(states)
+
+
+async def test_a_registration_that_is_rejected_is_no_answer() -> None:
+    def reject(request: Message) -> list[Message]:
+        return [Message(Kind.RST, Code.EMPTY, request.message_id)]
+
+    async with (
+        serving(FakeGateway(reject)) as gateway,
+        Device("127.0.0.1", gateway.port, KEY) as device,
+    ):
+        with pytest.raises(NoAnswer, match="rejected"):
+            async with device.observe("led"):
+                pytest.fail("it observes")
+
+
+async def test_a_device_serves_what_the_gateway_asks() -> None:
+    def serve(message: Message) -> Response:
+        return Response(Code.CHANGED, (), message.payload + b"!")
+
+    async with (
+        serving(FakeGateway()) as gateway,
+        Device("127.0.0.1", gateway.port, KEY, serve=serve),
+    ):
+        gateway.tell(Message(Kind.CON, Code.PUT, 9, b"tk", (), b"on"))
+        await gateway.until(lambda: len(gateway.replies) == 1)
+
+    assert gateway.replies == [Message(Kind.ACK, Code.CHANGED, 9, b"tk", (), b"on!")]
 
 
 async def test_a_device_has_a_certificate_and_judges_the_gateways() -> None:

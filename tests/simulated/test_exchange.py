@@ -6,10 +6,17 @@ from random import Random
 
 import pytest
 
-from coapgate.coap.options import ECHO
+from coapgate.coap.options import ECHO, OBSERVE, URI_PATH, encode_uint
 from coapgate.coap.transmissions import Reliability
 from coapgate.model import Code
-from coapgate.simulated.exchange import Answered, Exchanges, GivenUp, Rejected
+from coapgate.simulated.exchange import (
+    MAX_REMEMBERED,
+    Answered,
+    Exchanges,
+    GivenUp,
+    Notified,
+    Rejected,
+)
 from coapgate.simulated.message import Kind, Message, Response
 
 STEADY = Reliability(ack_timeout=2.0, ack_random_factor=1.0, max_retransmit=4)
@@ -98,8 +105,118 @@ def test_a_response_nobody_waits_for_is_rejected() -> None:
     exchanges.receive(Message(Kind.CON, Code.CHANGED, 77, token).encode(), 1.0)
     exchanges.receive(Message(Kind.NON, Code.CHANGED, 78, token).encode(), 1.0)
 
-    assert sent(exchanges) == [Message(Kind.RST, Code.EMPTY, 77)]
+    assert sent(exchanges) == [Message(Kind.RST, Code.EMPTY, number) for number in (77, 78)]
     assert exchanges.events == []
+
+
+def observing(order: int = 5) -> tuple[Exchanges, bytes, Message]:
+    """A device that observes, the name of its registration, and the registration."""
+    exchanges = Exchanges(STEADY, Random(7))
+    name = exchanges.observe(((URI_PATH, b"led"),), 0.0)
+    (request,) = sent(exchanges)
+    assert request.options == ((OBSERVE, b""), (URI_PATH, b"led"))
+    exchanges.receive(state(Kind.ACK, request.message_id, request.token, order), 1.0)
+    assert len(exchanges.events) == 1
+    exchanges.events.clear()
+    return exchanges, name, request
+
+
+def state(kind: Kind, message_id: int, token: bytes, order: int | None) -> bytes:
+    options = () if order is None else ((OBSERVE, encode_uint(order)),)
+    return Message(kind, Code.CONTENT, message_id, token, options, b"on").encode()
+
+
+@pytest.mark.parametrize("kind", [Kind.CON, Kind.NON])
+def test_notifications_are_told_once_each_and_acknowledged(kind: Kind) -> None:
+    exchanges, name, request = observing()
+
+    for message_id, order in ((70, 6), (70, 6), (71, 7)):
+        exchanges.receive(state(kind, message_id, request.token, order), 2.0)
+
+    assert [event.token for event in exchanges.events] == [name, name]
+    assert isinstance(exchanges.events[0], Notified)
+    acks = [Message(Kind.ACK, Code.EMPTY, message_id) for message_id in (70, 70, 71)]
+    assert sent(exchanges) == (acks if kind == Kind.CON else [])
+
+
+def test_a_notification_that_was_overtaken_is_left_out() -> None:
+    exchanges, _, request = observing((1 << 24) - 1)
+
+    for message_id, order in ((70, 2), (71, 1), (72, 3)):
+        exchanges.receive(state(Kind.CON, message_id, request.token, order), 2.0)
+
+    orders = [event.response.option(OBSERVE) for event in exchanges.events]  # type: ignore[union-attr]
+    assert orders == [2, 3]
+
+
+def test_a_notification_without_order_is_the_last() -> None:
+    exchanges, _, request = observing()
+    exchanges.receive(state(Kind.CON, 70, request.token, None), 2.0)
+    exchanges.receive(state(Kind.CON, 71, request.token, 9), 2.0)
+
+    assert len(exchanges.events) == 1
+    assert [message.kind for message in sent(exchanges)] == [Kind.ACK, Kind.RST]
+
+
+def test_whoever_observes_no_more_rejects_the_next_notification() -> None:
+    exchanges, name, request = observing()
+
+    exchanges.cancel(name)
+    exchanges.receive(state(Kind.CON, 70, request.token, 6), 2.0)
+
+    assert (exchanges.events, sent(exchanges)) == ([], [Message(Kind.RST, Code.EMPTY, 70)])
+
+
+def test_a_registration_without_an_order_number_observes_nothing() -> None:
+    exchanges = Exchanges(STEADY, Random(7))
+    exchanges.observe((), 0.0)
+    (request,) = sent(exchanges)
+    exchanges.receive(state(Kind.ACK, request.message_id, request.token, None), 1.0)
+
+    exchanges.receive(state(Kind.CON, 70, request.token, 6), 2.0)
+
+    assert [message.kind for message in sent(exchanges)] == [Kind.RST]
+
+
+def test_a_registration_that_had_to_show_an_echo_value_observes_by_its_new_token() -> None:
+    exchanges = Exchanges(STEADY, Random(7))
+    name = exchanges.observe((), 0.0)
+    (first,) = sent(exchanges)
+    options = ((ECHO, b"12345678"),)
+    asking_for = Message(Kind.ACK, Code.UNAUTHORIZED, first.message_id, first.token, options)
+    exchanges.receive(asking_for.encode(), 1.0)
+    (second,) = sent(exchanges)
+    exchanges.receive(state(Kind.ACK, second.message_id, second.token, 1), 1.0)
+
+    exchanges.receive(state(Kind.CON, 70, second.token, 2), 2.0)
+
+    assert [event.token for event in exchanges.events] == [name, name]
+
+
+def test_a_request_of_the_gateway_is_served_once_and_answered_as_often_as_it_comes() -> None:
+    served: list[Message] = []
+
+    def serve(message: Message) -> Response:
+        served.append(message)
+        return Response(Code.CHANGED, (), b"done")
+
+    exchanges = Exchanges(STEADY, Random(7), serve)
+    for kind in (Kind.CON, Kind.CON, Kind.NON, Kind.NON):
+        message_id = 50 + kind
+        exchanges.receive(Message(kind, Code.PUT, message_id, b"tk", (), b"on").encode(), 0.0)
+
+    first, second, third = sent(exchanges)
+    assert first == second == Message(Kind.ACK, Code.CHANGED, 50, b"tk", (), b"done")
+    assert (third.kind, third.token, third.payload) == (Kind.NON, b"tk", b"done")
+    assert len(served) == 2
+
+
+def test_what_was_served_is_remembered_in_a_bounded_number() -> None:
+    exchanges = Exchanges(STEADY, Random(7), lambda message: Response(Code.CHANGED))
+    for message_id in range(3 * MAX_REMEMBERED):
+        exchanges.receive(Message(Kind.CON, Code.PUT, message_id, b"tk").encode(), 0.0)
+
+    assert len(exchanges._served) == MAX_REMEMBERED
 
 
 def test_a_non_confirmable_request_is_never_repeated() -> None:

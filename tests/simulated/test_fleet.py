@@ -19,9 +19,10 @@ from coapgate.simulated.fleet.running import Fleet, Phase
 from coapgate.simulated.fleet.tally import Tally
 from coapgate.simulated.message import Kind, Message
 from coapgate.simulated.trust import trust_server
-from tests.simulated.gateway import KEY, QUICK, FakeGateway, serving
+from tests.simulated.gateway import KEY, QUICK, FakeGateway, changed, serving
 from tests.waiting import until
 
+QUICKER = replace(QUICK, ack_timeout=0.02, max_retransmit=2)
 PLAN = Plan(
     rate=20.0,
     duration=0.5,
@@ -74,6 +75,60 @@ async def test_a_rate_of_nothing_only_holds_associations() -> None:
 
     assert tally.went_well
     assert (tally.handshakes, tally.sent) == (2, 0)
+
+
+def telling(request: Message) -> list[Message]:
+    """Lets everybody observe, and tells each of two states, and that there is none any more."""
+    if request.code != Code.GET:
+        return changed(request)
+    token = request.token
+    order = [((6, bytes((number,))),) for number in range(3)]
+    first = Message(Kind.CON, Code.CONTENT, 900, token, order[1], b"1")
+    return [
+        Message(Kind.ACK, Code.CONTENT, request.message_id, token, order[0], b"0"),
+        first,
+        Message(Kind.NON, Code.CONTENT, 901, token, order[2], b"2"),
+        Message(Kind.CON, Code.NOT_FOUND, 902, token),
+    ]
+
+
+async def test_devices_observe_and_count_what_they_hear() -> None:
+    gateway = FakeGateway(telling)
+
+    tally = await run(gateway, 4, observe=(b"led",))
+
+    assert tally.went_well
+    assert (tally.observing, tally.notifications) == (4, 12)
+    assert (tally.sent, tally.answered) == (10, 10)
+    replies = [(reply.kind, reply.message_id) for reply in gateway.replies]
+    assert sorted(replies) == sorted([(Kind.ACK, 900), (Kind.ACK, 902)] * 4)
+    asked = [each for each in gateway.requests if each.code == Code.GET]
+    assert [each.options for each in asked] == [((6, b""), (11, b"led"))] * 4
+
+
+async def test_devices_that_may_not_observe_send_all_the_same() -> None:
+    tally = await run(FakeGateway(), 3, observe=(b"led",))
+
+    assert not tally.went_well
+    assert (tally.observing, dict(tally.not_observing)) == (0, {"2.04": 3})
+    assert tally.answered == 10
+
+
+async def test_a_registration_that_is_rejected_or_lost_is_counted() -> None:
+    def reject(request: Message) -> list[Message]:
+        if request.code == Code.GET:
+            return [Message(Kind.RST, Code.EMPTY, request.message_id)]
+        return changed(request)
+
+    def swallow(request: Message) -> list[Message]:
+        return [] if request.code == Code.GET else changed(request)
+
+    rejected = await run(FakeGateway(reject), 2, observe=(b"led",))
+    lost = await run(FakeGateway(swallow), 1, observe=(b"led",), duration=1.0, reliability=QUICKER)
+
+    assert dict(rejected.not_observing) == {"rejected": 2}
+    assert lost.not_observing["no answer"] >= 1
+    assert lost.handshakes >= 2
 
 
 async def test_devices_with_certificates_judge_the_server() -> None:

@@ -6,7 +6,15 @@ for as long as the machine has not been started anew, or if it was closed in goo
 
 from __future__ import annotations
 
+from coapgate.association_file.observations import ObservationJournal, open_observations
 from coapgate.association_file.opening import StoreKeys, open_associations, read_boot_id
 from coapgate.association_file.paths import SocketPaths
 
-__all__ = ["SocketPaths", "StoreKeys", "open_associations", "read_boot_id"]
+__all__ = [
+    "ObservationJournal",
+    "SocketPaths",
+    "StoreKeys",
+    "open_associations",
+    "open_observations",
+    "read_boot_id",
+]

@@ -14,6 +14,7 @@ from cryptography import x509
 
 from coapgate.cli import output
 from coapgate.config import Settings, load
+from coapgate.content_files import check_folder
 from coapgate.errors import CertificateError, CoapgateError, Failed
 from coapgate.model import AnchorState, TrustAnchor
 from coapgate.mqtt.settings import ConnectionSettings, check_files
@@ -128,5 +129,9 @@ def _broker(settings: Settings) -> Iterator[Row]:
 
 
 def _rest(settings: Settings) -> Iterator[Row]:
+    content = settings.content
+    if content.folder is not None:
+        check_folder(content.folder)
+        yield "files", f"{content.folder}/TENANT at /{content.path}"
     yield "metrics and health", f"http://{settings.http.bind}"
     yield "log", f"{settings.log.level}, {settings.log.format}"

@@ -77,6 +77,11 @@ def describe(target: str, devices: int, tally: Tally) -> Mapping[str, Value]:
             "failed": dict(tally.failed),
             "time": _times(tally.handshake_times),
         },
+        "observe": {
+            "registered": tally.observing,
+            "refused": dict(tally.not_observing),
+            "notifications": tally.notifications,
+        },
         "associations_ended": tally.ended,
         "moves": tally.moves,
         "sleeps": tally.sleeps,
@@ -118,6 +123,10 @@ def rows(tally: Tally) -> Iterator[tuple[str, str]]:
     ):
         if count:
             yield f"  {name}", f"{count}"
+    if tally.observing:
+        yield "observing", f"{tally.observing}, {tally.notifications} notifications"
+    for reason, count in tally.not_observing.most_common():
+        yield "  not observing", f"{count}: {reason}"
     for name, count in (
         ("associations ended by the server", tally.ended),
         ("moves", tally.moves),
@@ -137,6 +146,8 @@ def advice(tally: Tally) -> str:
         )
     if tally.wrong.get(Code.TOO_MANY_REQUESTS):
         return "4.29: more than the server lets one device ask; take more devices, or a lower rate"
+    if tally.not_observing.get("4.04"):
+        return "4.04: there is no state to observe; publish it retained, for every device"
     if tally.busy:
         return "every device waited for an answer: more devices, or a lower rate"
     if tally.late:

@@ -81,6 +81,10 @@ def simulate(
         float, typer.Option("--loss", metavar="P", help="Share of datagrams to drop each way.")
     ] = 0.0,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of what is random.")] = 0,
+    observe: Annotated[
+        str | None,
+        typer.Option("--observe", metavar="PATH", help="Every device observes PATH as well."),
+    ] = None,
     connect_rate: Annotated[
         float, typer.Option("--connect-rate", metavar="H", help="Handshakes a second.")
     ] = CONNECT_RATE,
@@ -113,6 +117,7 @@ def simulate(
         move_every=move_every,
         loss=loss,
         seed=seed,
+        observe=() if observe is None else tuple(observe.strip("/").encode().split(b"/")),
     )
     credentials = Source(identities, certificates, ca, psk_batch, psk_pattern).read(server, devices)
     run(server, plan, credentials, as_json=as_json)

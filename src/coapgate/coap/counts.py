@@ -25,6 +25,8 @@ class Counts:
     silences: int = 0
     """Requests that neither expected nor got a response."""
     separate_responses: int = 0
+    unobserved: int = 0
+    """Registrations answered without one: the device observes as much as it may."""
     given_up: int = 0
     """Separate responses that nobody acknowledged."""
     resets: int = 0

@@ -9,6 +9,7 @@ from coapgate.model import Identity
 
 if TYPE_CHECKING:
     from coapgate.coap.rates import Allowance
+    from coapgate.coap.requests import RequestsUnderWay
     from coapgate.coap.transmissions import Transmission
     from coapgate.dtls.paths import UnprovenPath
     from coapgate.uplink import Source
@@ -37,7 +38,9 @@ class Endpoint(Generic[A]):
 
     `exchanges`, `source` and `allowance` exist only while the endpoint is active: from a request
     until all that it asked is forgotten. An idle endpoint is this object and nothing else.
-    `outgoing` holds our confirmable messages by message ID, None if there is none.
+    `outgoing` holds our confirmable messages by message ID, `requests` what we asked the device and
+    it has not answered; each is None if there is none. `is_awaited` is for others to set: something
+    waits for the device to speak.
     """
 
     __slots__ = (
@@ -46,10 +49,12 @@ class Endpoint(Generic[A]):
         "association_id",
         "exchanges",
         "identity",
+        "is_awaited",
         "next_message_id",
         "number",
         "outgoing",
         "purge_at",
+        "requests",
         "source",
     )
 
@@ -71,6 +76,8 @@ class Endpoint(Generic[A]):
         self.allowance: Allowance | None = None
         self.outgoing: dict[int, Transmission[A]] | None = None
         self.purge_at = 0.0
+        self.is_awaited = False
+        self.requests: RequestsUnderWay[A] | None = None
 
     def __repr__(self) -> str:
         return (

@@ -20,8 +20,9 @@ import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from math import inf
-from typing import Generic
+from typing import Generic, NamedTuple
 
+from coapgate.coap.blocks import Block
 from coapgate.coap.endpoint import A, Endpoint
 from coapgate.coap.header import CON
 from coapgate.coap.rates import DeviceRates
@@ -63,13 +64,20 @@ def make_room(exchanges: dict[int, bytes]) -> bool:
     return False
 
 
+class Additions(NamedTuple):
+    """What a response will have besides its own: options, and content only the block `wanted`."""
+
+    options: tuple[tuple[int, bytes], ...]
+    wanted: Block | None
+
+
 class Exchanges(Generic[A]):
     """The exchanges of all endpoints, from their admission until they are forgotten.
 
     At most `capacity` of each endpoint; one of a CON lasts `lifetime` seconds, of a NON
     `non_lifetime`. `unacknowledged` are those in UNANSWERED by ticket, oldest first, and `ack_at`
-    is when the first of them may be late; `awaited` are the others without a response. Whoever
-    responds takes them out.
+    is when the first of them may be late; `awaited` are the others without a response. `additions`
+    are what a few of them will have in their response. Whoever responds takes them out.
     """
 
     def __init__(
@@ -85,6 +93,7 @@ class Exchanges(Generic[A]):
         self.unacknowledged: dict[int, Endpoint[A]] = {}
         self.awaited: dict[int, Endpoint[A]] = {}
         self.ack_at = inf
+        self.additions: dict[int, Additions] = {}
         self._source = source
         self._rates = rates
         self._capacity = capacity
@@ -177,6 +186,11 @@ class Exchanges(Generic[A]):
             ticket = UNFINISHED.unpack_from(entry)[2]
             self.unacknowledged.pop(ticket, None)
             self.awaited.pop(ticket, None)
+            self.additions.pop(ticket, None)
+
+    def find(self, ticket: int) -> Endpoint[A] | None:
+        """Whose request it is that has no response yet; None: it was forgotten."""
+        return self.unacknowledged.get(ticket) or self.awaited.get(ticket)
 
     def close(self, endpoint: Endpoint[A]) -> None:
         """Drop all exchanges of an endpoint."""

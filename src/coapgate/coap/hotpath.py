@@ -1,11 +1,11 @@
 """Plain uplinks: what a device POSTs or PUTs goes to the bus without a detour.
 
-| path                          | GET      | POST, PUT | other |
-|-------------------------------|----------|-----------|-------|
-| none                          | 4.04     | 4.04      | 4.05  |
-| a resource of the Site        | the Site | 4.05      | 4.05  |
-| other below `.well-known`     | 4.04     | 4.05      | 4.05  |
-| any other                     | 4.04     | an uplink | 4.05  |
+| path                          | GET       | POST, PUT | other |
+|-------------------------------|-----------|-----------|-------|
+| none                          | 4.04      | 4.04      | 4.05  |
+| a resource of the Site        | the Site  | 4.05      | 4.05  |
+| other below `.well-known`     | 4.04      | 4.05      | 4.05  |
+| any other                     | its state | an uplink | 4.05  |
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from coapgate.coap.content import CONTENT_TYPES
 from coapgate.coap.options import SUPPRESS_SUCCESS, Request
 from coapgate.errors import RequestRefused
 from coapgate.model import Code, Identity
+from coapgate.mqtt import topics
 from coapgate.uplink import Source, Uplinks
+
+STATE = int(Code.GET)
+"""What `handle` returns for a request that the state of its path answers."""
 
 _WELL_KNOWN = b".well-known"
 _UPLINK_METHODS = frozenset((Code.POST, Code.PUT))
@@ -46,23 +50,23 @@ class HotPath:
     def handle(self, source: Source, ticket: int, request: Request) -> int | None:
         """Carry out one request.
 
-        Returns None if the answer comes later, by ticket, or EMPTY if none will come.
+        Returns None if the answer comes later, by ticket, EMPTY if none will come, or STATE.
         Raises RequestRefused.
         """
         method = request.method
         path = request.path
         if method in _UPLINK_METHODS:
-            if not path:
-                raise RequestRefused(Code.NOT_FOUND, "no path")
-            if path[0] == _WELL_KNOWN or path in self._site_paths:
-                raise RequestRefused(Code.METHOD_NOT_ALLOWED, "GET only")
+            if not path or path[0] == _WELL_KNOWN or path in self._site_paths:
+                raise _not_an_uplink(path)
         elif method != Code.GET:
             raise RequestRefused(Code.METHOD_NOT_ALLOWED, "POST, PUT or GET only")
         elif path in self._site_paths:
             self._site.request(source, ticket, request)
             return None
-        else:
+        elif not path or path[0] == _WELL_KNOWN:
             raise RequestRefused(Code.NOT_FOUND, "no such resource")
+        else:
+            return STATE
 
         content_format = request.content_format
         content_type = None
@@ -86,6 +90,28 @@ class HotPath:
         )
         return Code.EMPTY if at_most_once else None
 
+    def check(self, source: Source, request: Request) -> None:
+        """Refuse what could not be carried out, before its body has come: RequestRefused."""
+        path = request.path
+        if request.method not in _UPLINK_METHODS:
+            raise RequestRefused(Code.BAD_OPTION, "a body in blocks is for POST and PUT")
+        if not path or path[0] == _WELL_KNOWN or path in self._site_paths:
+            raise _not_an_uplink(path)
+        self._uplinks.check(source, path)
+        if request.query:
+            topics.query_text(request.query)
+
+    @property
+    def wall(self) -> float:
+        """When this tick began, in Unix seconds."""
+        return self._uplinks.wall
+
     def conclude(self, outcome: int) -> RequestRefused | None:
         """What a device is told about its uplink; None is 2.04."""
         return self._uplinks.conclude(outcome)
+
+
+def _not_an_uplink(path: tuple[bytes, ...]) -> RequestRefused:
+    if not path:
+        return RequestRefused(Code.NOT_FOUND, "no path")
+    return RequestRefused(Code.METHOD_NOT_ALLOWED, "GET only")

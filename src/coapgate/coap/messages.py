@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from math import ceil, inf
 from typing import Generic, Protocol
 
+from coapgate.coap.assembly import Assembly
 from coapgate.coap.counts import Counts
+from coapgate.coap.downloads import Downloads
 from coapgate.coap.endpoint import A, Association, Endpoint
-from coapgate.coap.exchanges import Exchanges
+from coapgate.coap.exchanges import Additions, Exchanges
 from coapgate.coap.fitting import is_suppressed
 from coapgate.coap.header import (
     ACK,
@@ -25,13 +27,25 @@ from coapgate.coap.header import (
     empty_ack,
     reset,
 )
-from coapgate.coap.options import MAX_AGE, Request, encode_options, encode_uint, parse_request
+from coapgate.coap.hotpath import STATE
+from coapgate.coap.observe import Journal, NoJournal
+from coapgate.coap.options import (
+    BLOCK1,
+    MAX_AGE,
+    TIME,
+    Request,
+    encode_options,
+    encode_uint,
+    parse_request,
+)
 from coapgate.coap.proofs import PathProofs
-from coapgate.coap.rates import DeviceRates
+from coapgate.coap.rates import Allowance, DeviceRates
+from coapgate.coap.requests import DeviceRequests, Downlinks, NoDownlinks
 from coapgate.coap.responses import Responses
+from coapgate.coap.states import Contents, NoContents, States
 from coapgate.coap.transmissions import Reliability, Transmissions
 from coapgate.errors import MessageFormatError, RequestRefused
-from coapgate.model import Code, Identity
+from coapgate.model import Code, Content, DeviceId, Identity, KeptObservation, Tenant
 from coapgate.uplink import RETRY_AFTER, Source
 
 _CHANGED = int(Code.CHANGED)  # a member of an enum costs a look-up each time
@@ -44,10 +58,18 @@ class Requests(Protocol):
         """What is kept for an endpoint while it is active."""
 
     def handle(self, source: Source, ticket: int, request: Request) -> int | None:
-        """Carry out a new request: its response code, EMPTY for no answer at all, or None: later.
+        """Carry out a new request: its response code, EMPTY for no answer at all, STATE for the
+        state of its path, or None: later.
 
         Raises RequestRefused.
         """
+
+    def check(self, source: Source, request: Request) -> None:
+        """Raise RequestRefused for a request whose body need not come."""
+
+    @property
+    def wall(self) -> float:
+        """When this tick began, in Unix seconds."""
 
     def conclude(self, outcome: int) -> RequestRefused | None:
         """What the device is told when its publication ended; None is 2.04."""
@@ -55,11 +77,28 @@ class Requests(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`ack_delay` in seconds, `dedup_exchanges` per association."""
+    """`ack_delay` and everything that ends in `timeout` in seconds, `dedup_exchanges` and
+    `requests_per_device` per association, sizes in octets.
+
+    `transfers` is how many bodies are put together at once, `transfers_per_device` how many of one
+    device, and how many large states it reads; those take `download_memory` octets for all devices.
+    Every `confirm_every`th notification is confirmable. `epoch` is Unix time when `now` was 0.
+    """
 
     ack_delay: float = 0.5
     dedup_exchanges: int = 64
     reliability: Reliability = field(default_factory=Reliability)
+    max_body: int = 262144
+    block_size: int = 1024
+    transfers: int = 256
+    transfers_per_device: int = 2
+    transfer_timeout: float = 120.0
+    download_memory: int = 67108864
+    observations_per_device: int = 16
+    confirm_every: int = 1
+    requests_per_device: int = 1
+    response_timeout: float = 60.0
+    epoch: float = 0.0
 
 
 class MessageLayer(Generic[A]):
@@ -68,7 +107,9 @@ class MessageLayer(Generic[A]):
     `transmit` is called with an association, octets and `now`; it drops what the association's
     path may not be sent yet. A ticket stands for one exchange; `acknowledged` or `respond` ends
     it, at once or later. `prove_path` is called when an unproven path has proven itself,
-    `answered` before a response leaves: see Responses. Every `now` is monotonic seconds.
+    `answered` before a response leaves: see Responses. The state of paths comes from `contents`,
+    and `downlinks` hears of requests to devices. What `journal` keeps outlives the process. Every
+    `now` is monotonic seconds.
     """
 
     def __init__(
@@ -81,7 +122,11 @@ class MessageLayer(Generic[A]):
         *,
         prove_path: Callable[[A], None] | None = None,
         answered: Callable[[A, int, bytes, float], None] | None = None,
+        contents: Contents | None = None,
+        downlinks: Downlinks | None = None,
+        journal: Journal | None = None,
     ) -> None:
+        downlinks = downlinks or NoDownlinks()
         settings = settings or Settings()
         reliability = settings.reliability
         self.counts = Counts()
@@ -90,6 +135,7 @@ class MessageLayer(Generic[A]):
         self._take_allowance = rates.take
         self._rng = rng or random.Random()
         self._opened = 0
+        self._spoke = downlinks.spoke
         self._exchanges: Exchanges[A] = Exchanges(
             requests.source,
             rates,
@@ -106,8 +152,46 @@ class MessageLayer(Generic[A]):
             self._transmissions,
             self._proofs,
             answered or _ignore_answer,
+            downlinks.spoke,
             self.counts,
         )
+        self.downloads = Downloads(
+            memory=settings.download_memory,
+            per_device=settings.transfers_per_device,
+            timeout=settings.transfer_timeout,
+        )
+        self.assembly: Assembly[A] = Assembly(
+            max_body=settings.max_body,
+            transfers=settings.transfers,
+            per_device=settings.transfers_per_device,
+            timeout=settings.transfer_timeout,
+        )
+        self.states = States(
+            transmit,
+            contents or NoContents(),
+            self._exchanges,
+            self._responses,
+            self._transmissions,
+            self.downloads,
+            self.counts,
+            block_size=settings.block_size,
+            observations_per_device=settings.observations_per_device,
+            confirm_every=settings.confirm_every,
+            epoch=settings.epoch,
+            journal=journal or NoJournal(),
+        )
+        self.observations = self.states.observations
+        self.device_requests = DeviceRequests(
+            transmit,
+            self._transmissions,
+            downlinks,
+            self._rng,
+            max_body=settings.max_body,
+            block_size=settings.block_size,
+            per_device=settings.requests_per_device,
+            response_timeout=settings.response_timeout,
+        )
+        self._timed = (self.assembly, self.downloads, self.device_requests)
 
     def open(self, association: A, identity: Identity, association_id: bytes) -> Endpoint[A]:
         """Begin with a new association."""
@@ -125,10 +209,25 @@ class MessageLayer(Generic[A]):
         """
         self._exchanges.restore(endpoint, answers, now)
 
-    def close(self, endpoint: Endpoint[A]) -> None:
-        """Forget an endpoint; it must not be used again. Its uplinks go on, unanswered."""
+    def restore_observations(
+        self, endpoint: Endpoint[A], kept: Iterable[KeptObservation], now: float
+    ) -> None:
+        """Go on with what an endpoint observed in an earlier process: see `Journal`.
+
+        What it may not observe any more is left out. Nothing is sent until there is other content
+        than the device was told last.
+        """
+        self.states.restore(endpoint, kept, now)
+
+    def close(self, endpoint: Endpoint[A], now: float) -> None:
+        """Forget an endpoint; it must not be used again. Its uplinks go on, unanswered; what it
+        observes ends, and what it was asked fails.
+        """
         self._transmissions.cancel(endpoint)
         self._exchanges.close(endpoint)
+        self.assembly.close(endpoint)
+        self.states.forget(endpoint)
+        self.device_requests.close(endpoint, now)
 
     def receive(self, endpoint: Endpoint[A], octets: bytes, now: float) -> None:
         """Take one message from a device, whatever its octets are."""
@@ -172,15 +271,25 @@ class MessageLayer(Generic[A]):
         assert source is not None
         assert allowance is not None
         try:
-            wait = self._take_allowance(allowance, now)
-            if wait:
-                raise self._limit(wait)
+            if request.extensions is None:
+                wait = self._take_allowance(allowance, now)
+                if wait:
+                    raise self._limit(wait)
+            else:
+                extended = self._extend(endpoint, source, allowance, ticket, request, now)
+                if extended is None:
+                    return
+                request = extended
             answer = self._requests.handle(source, ticket, request)
+            if answer is None:
+                return
+            if answer == STATE:
+                self.states.read(endpoint, ticket, request, now)
+                return
         except RequestRefused as refusal:
             self._responses.refuse(ticket, refusal, now)
             return
-        if answer is not None:
-            self._responses.respond(ticket, answer, b"", b"", now)
+        self._responses.respond(ticket, answer, b"", b"", now)
 
     def acknowledged(self, ticket: int, outcome: int, now: float) -> None:
         """A publication ended: a PUBACK reason code or an Outcome."""
@@ -193,10 +302,47 @@ class MessageLayer(Generic[A]):
     def respond(self, ticket: int, code: int, options: bytes, payload: bytes, now: float) -> None:
         """Answer an exchange; `options` are encoded. EMPTY: finish it without a response.
 
-        Nothing happens if the exchange is forgotten or its association closed. A payload that does
-        not fit is cut or replaced: see `fit`.
+        Nothing happens if the exchange is forgotten or its association closed. Content that does
+        not fit goes in blocks; other payloads are cut or replaced: see `fit`.
         """
-        self._responses.respond(ticket, code, options, payload, now)
+        if code == Code.CONTENT:
+            self.states.respond_with(ticket, options, payload, now)
+        else:
+            self._responses.respond(ticket, code, options, payload, now)
+
+    def respond_content(self, ticket: int, content: Content | None, now: float) -> None:
+        """Answer a GET with the state that `Contents.find` was asked for; None: there is none."""
+        self.states.respond(ticket, content, now)
+
+    def refuse(self, ticket: int, refusal: RequestRefused, now: float) -> None:
+        """Answer a GET that `Contents.find` was asked about with an error."""
+        self.states.refuse(ticket, refusal, now)
+
+    def notify(
+        self, tenant: Tenant, device: DeviceId, path: str, content: Content | None, now: float
+    ) -> int:
+        """Tell who observes a path of a device what is there now; how many they are.
+
+        While a notification is under way only the newest content waits behind it. None: the state
+        is gone, which is 4.04 and ends the observation.
+        """
+        return self.states.notify(tenant, device, path, content, now)
+
+    def request(
+        self,
+        endpoint: Endpoint[A],
+        code: int,
+        path: str,
+        query: str,
+        content_format: int | None,
+        payload: bytes,
+        ticket: int,
+        now: float,
+    ) -> None:
+        """Ask a device: a CON with method `code`. Path segments are joined by `/`, arguments of the
+        query by `&`. `Downlinks.answered` or `failed` follows once, perhaps at once.
+        """
+        self.device_requests.send(endpoint, code, path, query, content_format, payload, ticket, now)
 
     @property
     def retransmissions(self) -> int:
@@ -219,6 +365,9 @@ class MessageLayer(Generic[A]):
         repeat_at = self._transmissions.next_timer()
         if repeat_at is not None and repeat_at < due:
             due = repeat_at
+        for timed in self._timed:
+            if timed.due_at < due:
+                due = timed.due_at
         return None if due == inf else due
 
     def handle_timer(self, now: float) -> None:
@@ -227,11 +376,58 @@ class MessageLayer(Generic[A]):
             self._responses.acknowledge_late_ones(now)
         given_up, withheld = self._transmissions.handle_timer(now)
         for endpoint, transmission in given_up:
-            self.counts.given_up += 1
-            self._responses.finish_separate(endpoint, transmission)
+            if transmission.owner is not None:
+                transmission.owner.given_up(now)
+            else:
+                self.counts.given_up += 1
+                self._responses.finish_separate(endpoint, transmission)
         for endpoint in withheld:
             self._proofs.ask(endpoint, now)
         self._exchanges.purge(now)
+        for timed in self._timed:
+            if now >= timed.due_at:
+                timed.handle_timer(now)
+
+    def _extend(
+        self,
+        endpoint: Endpoint[A],
+        source: Source,
+        allowance: Allowance,
+        ticket: int,
+        request: Request,
+        now: float,
+    ) -> Request | None:
+        """Look after what few requests have; the request with its whole body, or None: answered.
+
+        A block that goes on where the last one ended costs nothing of the device's allowance: the
+        whole body counts as the one request that it is.
+        """
+        extensions = request.extensions
+        assert extensions is not None
+        block1, block2 = extensions.block1, extensions.block2
+        if not (
+            (block1 is not None and self.assembly.continues(endpoint, request, block1))
+            or (block2 is not None and self.states.continues(endpoint, request, block2))
+        ):
+            wait = self._take_allowance(allowance, now)
+            if wait:
+                raise self._limit(wait)
+        options: list[tuple[int, bytes]] = []
+        if extensions.time is not None:
+            options.append((TIME, encode_uint(int(self._requests.wall * 1000.0))))
+        if block1 is not None:
+            if block1.number == 0:
+                self._requests.check(source, request)
+            body = self.assembly.take(endpoint, request, block1, now)
+            if body is None:
+                encoded = encode_options([(BLOCK1, block1.encode()), *options])
+                self._responses.respond(ticket, Code.CONTINUE, encoded, b"", now)
+                return None
+            request = request._replace(payload=body)
+            options.insert(0, (BLOCK1, block1.encode()))
+        if options or block2 is not None:
+            self._exchanges.additions[ticket] = Additions(tuple(options), block2)
+        return request
 
     def _receive_other(
         self,
@@ -245,26 +441,78 @@ class MessageLayer(Generic[A]):
         """Take what is not a request: section 4.2 for ACK and RST, 4.3 for the rest."""
         if kind > NON:
             is_empty = len(octets) == HEADER.size and not octets[0] & TOKEN_LENGTH
-            transmission = None
             if is_empty and code == Code.EMPTY:
-                transmission = self._transmissions.take(endpoint, message_id)
-            if transmission is None:
-                self.counts.ignored += 1
-                self._proofs.missed(endpoint.association)
-                return
-            self._proofs.answered(endpoint.association, transmission, kind)
-            if kind == RST and transmission.exchange is not None:
-                self.counts.resets += 1
-            self._responses.finish_separate(endpoint, transmission)
+                self._receive_empty(endpoint, kind, message_id, now)
+            elif kind == RST or not self._receive_response(
+                endpoint, octets, kind, code, message_id, now
+            ):
+                self._miss(endpoint)
         elif code == Code.EMPTY and kind == CON and len(octets) == HEADER.size:
             self.counts.pings += 1
             self._transmit(endpoint.association, reset(message_id), now)
+            if endpoint.is_awaited:
+                self._spoke(endpoint.identity, endpoint.association_id, now)
         elif code >> 5 in (2, 4, 5):
-            self.counts.unexpected_responses += 1
-            if kind == CON:
-                self._transmit(endpoint.association, reset(message_id), now)
+            if not self._receive_response(endpoint, octets, kind, code, message_id, now):
+                self.counts.unexpected_responses += 1
+                if kind == CON:
+                    self._transmit(endpoint.association, reset(message_id), now)
         else:
             self._reject(endpoint, kind, message_id, now)
+
+    def _receive_empty(self, endpoint: Endpoint[A], kind: int, message_id: int, now: float) -> None:
+        """An ACK or RST: of a response, a notification, a request or a ping of ours."""
+        transmission = self._transmissions.take(endpoint, message_id)
+        if transmission is None:
+            if kind != RST or not self.observations.reset(endpoint, message_id, now):
+                self._miss(endpoint)
+            return
+        self._proofs.answered(endpoint.association, transmission, kind)
+        owner = transmission.owner
+        if owner is None:
+            if kind == RST and transmission.exchange is not None:
+                self.counts.resets += 1
+            self._responses.finish_separate(endpoint, transmission)
+        elif kind == RST:
+            owner.reset(now)
+        else:
+            owner.acknowledged(now)
+
+    def _receive_response(
+        self,
+        endpoint: Endpoint[A],
+        octets: bytes,
+        kind: int,
+        code: int,
+        message_id: int,
+        now: float,
+    ) -> bool:
+        """A response to a request of ours; False: there is no such request."""
+        length = octets[0] & TOKEN_LENGTH
+        start = HEADER.size + length
+        if endpoint.requests is None or length > MAX_TOKEN_LENGTH or start > len(octets):
+            return False
+        asked = None
+        if kind == ACK:
+            asked = self.device_requests.find(endpoint, message_id)
+            if asked is None:
+                return False
+            self._transmissions.drop(asked)
+            self._proofs.answered(endpoint.association, asked, kind)
+        return self.device_requests.take_response(
+            endpoint,
+            octets,
+            start,
+            code,
+            octets[HEADER.size : start],
+            now,
+            acknowledged=asked,
+            acknowledge=message_id if kind == CON else None,
+        )
+
+    def _miss(self, endpoint: Endpoint[A]) -> None:
+        self.counts.ignored += 1
+        self._proofs.missed(endpoint.association)
 
     def _reject(self, endpoint: Endpoint[A], kind: int, message_id: int, now: float) -> None:
         """A message format error: RST for a CON, silence for a NON (sections 4.2, 4.3)."""

@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from coapgate.coap.blocks import BLOCK_OPTION_LENGTH, Block, parse_block
 from coapgate.errors import MessageFormatError, RequestRefused
 from coapgate.model import Code
 
+ETAG = 4
+OBSERVE = 6
 URI_PATH = 11
 CONTENT_FORMAT = 12
 MAX_AGE = 14
@@ -21,11 +24,15 @@ URI_QUERY = 15
 ACCEPT = 17
 BLOCK2 = 23
 BLOCK1 = 27
+SIZE2 = 28
 PROXY_URI = 35
 PROXY_SCHEME = 39
 SIZE1 = 60
 ECHO = 252
 NO_RESPONSE = 258
+REQUEST_TAG = 292
+TIME = 65000
+"""Of no RFC: Californium's, in milliseconds since 1970; a request that has it is told the time."""
 
 PAYLOAD_MARKER = 0xFF
 MAX_OPTIONS = 128
@@ -35,8 +42,8 @@ SUPPRESS_SUCCESS = 0x02
 
 _KNOWN: dict[int, tuple[int, int, bool]] = {
     3: (1, 255, False),  # Uri-Host: ignored, there is one host here
-    4: (1, 8, True),  # ETag
-    6: (0, 3, False),  # Observe (RFC 7641)
+    ETAG: (1, 8, True),
+    OBSERVE: (0, 3, False),  # RFC 7641
     7: (0, 2, False),  # Uri-Port: ignored
     URI_PATH: (0, 255, True),
     CONTENT_FORMAT: (0, 2, False),
@@ -44,26 +51,42 @@ _KNOWN: dict[int, tuple[int, int, bool]] = {
     URI_QUERY: (0, 255, True),
     16: (1, 1, False),  # Hop-Limit (RFC 8768)
     ACCEPT: (0, 2, False),
-    BLOCK2: (0, 3, False),  # RFC 7959
-    BLOCK1: (0, 3, False),
-    28: (0, 4, False),  # Size2
+    BLOCK2: (0, BLOCK_OPTION_LENGTH, False),  # RFC 7959
+    BLOCK1: (0, BLOCK_OPTION_LENGTH, False),
+    SIZE2: (0, 4, False),
     PROXY_URI: (1, 1034, False),
     PROXY_SCHEME: (1, 255, False),
     SIZE1: (0, 4, False),
     ECHO: (1, 40, False),  # RFC 9175
     NO_RESPONSE: (0, 1, False),
-    292: (0, 8, True),  # Request-Tag (RFC 9175)
+    REQUEST_TAG: (0, 8, True),  # RFC 9175
+    TIME: (0, 8, False),
 }
 """Number -> shortest, longest value in octets, may be repeated (RFC 7252 table 4)."""
 
 _PROXY = frozenset((PROXY_URI, PROXY_SCHEME))
+_EXTENSIONS = frozenset((ETAG, OBSERVE, BLOCK2, BLOCK1, SIZE1, REQUEST_TAG, TIME))
 _UNTIL_TOO_MANY = range(MAX_OPTIONS + 1)
+
+
+class Extensions(NamedTuple):
+    """What few requests have: options of a state's version, of observations and of blocks."""
+
+    etags: tuple[bytes, ...] = ()
+    observe: int | None = None
+    block1: Block | None = None
+    block2: Block | None = None
+    size1: int | None = None
+    tags: tuple[bytes, ...] = ()
+    """Request-Tags: bodies of one path that are sent at one time differ in them (RFC 9175)."""
+    time: int | None = None
 
 
 class Request(NamedTuple):
     """What a device asks; `method` is a code octet, numbers are absent as None.
 
     `no_response` is the bitmap of RFC 7967, 0 when absent; `echo` is empty when absent.
+    `extensions` is None for all but a few requests.
     """
 
     method: int
@@ -77,6 +100,7 @@ class Request(NamedTuple):
     no_response: int
     payload: bytes
     echo: bytes = b""
+    extensions: Extensions | None = None
 
 
 def parse_request(
@@ -85,7 +109,8 @@ def parse_request(
     """Read the options and the payload of a request; `position` is the first after the token.
 
     Raises MessageFormatError for what is no CoAP message (RFC 7252 section 3.1), else
-    RequestRefused for an option that cannot be honoured: 4.02, or 5.05 for a proxy's.
+    RequestRefused for an option that cannot be honoured: 4.02, 4.00 for a block size that is
+    reserved, or 5.05 for a proxy's.
     """
     path: list[bytes] = []
     query: list[bytes] = []
@@ -94,6 +119,7 @@ def parse_request(
     no_response = 0
     payload = b""
     echo = b""
+    others: list[tuple[int, bytes]] | None = None
     refusal: tuple[Code, str] | None = None
     number = 0
     end = len(octets)
@@ -135,16 +161,12 @@ def parse_request(
             no_response = int.from_bytes(octets[start:position], "big")
         elif number == ACCEPT:
             accept = int.from_bytes(octets[start:position], "big")
-        elif number == BLOCK1:
-            # The first block, and none to follow: the whole body (RFC 7959 section 2.2).
-            if int.from_bytes(octets[start:position], "big") & ~0x07 and refusal is None:
-                refusal = Code.BAD_OPTION, "blockwise transfer is not supported"
-        elif number == BLOCK2:
-            # Block 0 only states a size the client prefers; every answer here is one datagram.
-            if int.from_bytes(octets[start:position], "big") >> 4 and refusal is None:
-                refusal = Code.BAD_OPTION, "blockwise transfer is not supported"
         elif number == ECHO:
             echo = octets[start:position]
+        elif number in _EXTENSIONS:
+            if others is None:
+                others = []
+            others.append((number, octets[start:position]))
         elif number in _PROXY and refusal is None:
             refusal = Code.PROXYING_NOT_SUPPORTED, "not a proxy"
     else:
@@ -163,6 +185,30 @@ def parse_request(
         no_response,
         payload,
         echo,
+        None if others is None else _extensions(others),
+    )
+
+
+def _extensions(options: list[tuple[int, bytes]]) -> Extensions:
+    """Raises RequestRefused (4.00) for a block size that is reserved."""
+    etags: list[bytes] = []
+    tags: list[bytes] = []
+    numbers: dict[int, int] = {}
+    for number, value in options:
+        if number == ETAG:
+            etags.append(value)
+        elif number == REQUEST_TAG:
+            tags.append(value)
+        else:
+            numbers[number] = int.from_bytes(value, "big")
+    return Extensions(
+        tuple(etags),
+        numbers.get(OBSERVE),
+        parse_block(numbers.get(BLOCK1)),
+        parse_block(numbers.get(BLOCK2)),
+        numbers.get(SIZE1),
+        tuple(tags),
+        numbers.get(TIME),
     )
 
 
@@ -191,6 +237,30 @@ def split_options(octets: bytes, start: int) -> tuple[bytes, bytes]:
             length, position = _parse_extended(octets, position, length)
         position += length
     return octets[start:position], octets[position + 1 :]
+
+
+def parse_options(encoded: bytes) -> list[tuple[int, bytes]]:
+    """Numbers and values of options without header and payload.
+
+    Raises MessageFormatError for what is no CoAP message (RFC 7252 section 3.1).
+    """
+    options: list[tuple[int, bytes]] = []
+    position = number = 0
+    while position < len(encoded):
+        delta, length = encoded[position] >> 4, encoded[position] & 0x0F
+        position += 1
+        if delta > 12:
+            delta, position = _parse_extended(encoded, position, delta)
+        if length > 12:
+            length, position = _parse_extended(encoded, position, length)
+        number += delta
+        if position + length > len(encoded) or number > 0xFFFF:
+            raise MessageFormatError("option longer than the message, or its number too large")
+        if len(options) == MAX_OPTIONS:
+            raise MessageFormatError("too many options")
+        options.append((number, encoded[position : position + length]))
+        position += length
+    return options
 
 
 def encode_uint(value: int) -> bytes:

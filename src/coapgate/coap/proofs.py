@@ -73,7 +73,7 @@ class PathProofs(Generic[A]):
         for transmission in tuple((endpoint.outgoing or {}).values()):
             if transmission.proves is path:
                 return
-            if transmission.exchange is None:
+            if transmission.is_ping:
                 self._transmissions.take(endpoint, transmission.message_id)
         if association.can_send(HEADER.size):
             self._counts.path_pings += 1

@@ -19,14 +19,17 @@ from coapgate.coap.exchanges import (
 )
 from coapgate.coap.fitting import fit, fit_again, is_suppressed
 from coapgate.coap.header import ACK, CON, HEADER, NON, VERSION, empty_ack
-from coapgate.coap.options import MAX_AGE, SIZE1, encode_options, encode_uint
+from coapgate.coap.options import MAX_AGE, SIZE1, encode_options, encode_uint, parse_options
 from coapgate.coap.proofs import PathProofs
 from coapgate.coap.transmissions import Transmission, Transmissions
 from coapgate.errors import RequestRefused
-from coapgate.model import Code
+from coapgate.model import Code, Identity
 
 MAX_REMEMBERED_LENGTH = 21
 """Octets of an answer that outlive the process; a diagnostic is left out where it would be more."""
+
+MAX_KEPT_LENGTH = 256
+"""Octets of content that are kept for a repetition of its request; longer ones are read again."""
 
 _EMPTY = int(Code.EMPTY)  # a member of an enum costs a look-up each time
 _BAD_REQUEST = int(Code.BAD_REQUEST)
@@ -38,7 +41,8 @@ class Responses(Generic[A]):
     `answered` is told what would answer a repetition after a restart, before the response leaves:
     an association, the request's message ID, an ACK, or nothing for a NON, and for how many seconds
     more that message ID means this request. It is not told of content: a GET may be carried out
-    again.
+    again, and is, if the answer was long. `spoke` is called after the response to an endpoint that
+    is awaited.
     """
 
     def __init__(
@@ -48,15 +52,18 @@ class Responses(Generic[A]):
         transmissions: Transmissions[A],
         proofs: PathProofs[A],
         answered: Callable[[A, int, bytes, float], None],
+        spoke: Callable[[Identity, bytes, float], None],
         counts: Counts,
     ) -> None:
         self._transmit = transmit
         self._exchanges = exchanges
         self._unacknowledged = exchanges.unacknowledged
         self._awaited = exchanges.awaited
+        self._additions = exchanges.additions
         self._transmissions = transmissions
         self._proofs = proofs
         self._answered = answered
+        self._spoke = spoke
         self._counts = counts
 
     def respond(self, ticket: int, code: int, options: bytes, payload: bytes, now: float) -> None:
@@ -68,6 +75,8 @@ class Responses(Generic[A]):
                 return
         exchanges = endpoint.exchanges
         assert exchanges is not None
+        if self._additions:
+            options = self._add(ticket, options)
         message_id = ticket & 0xFFFF
         entry = exchanges[message_id]
         state, expires_at, _, no_response = UNFINISHED.unpack_from(entry)
@@ -99,7 +108,10 @@ class Responses(Generic[A]):
                 kept = kept[: HEADER.size + len(token) + len(options)]
             self._answered(association, message_id, kept, expires_at - now)
         if state == UNANSWERED:
-            exchanges[message_id] = finished(expires_at, octets)
+            if is_content and len(octets) > MAX_KEPT_LENGTH:
+                del exchanges[message_id]
+            else:
+                exchanges[message_id] = finished(expires_at, octets)
             self._transmit(association, octets, now)
         elif state == UNRELIABLE:
             exchanges[message_id] = finished(expires_at, b"")
@@ -111,6 +123,8 @@ class Responses(Generic[A]):
             self._transmissions.send(endpoint, octets, message_id, entry, now)
         if is_cut:
             self._proofs.ask(endpoint, now)
+        if endpoint.is_awaited:
+            self._spoke(endpoint.identity, endpoint.association_id, now)
 
     def refuse(self, ticket: int, refusal: RequestRefused, now: float) -> None:
         """Answer an exchange with a code, what the refusal tells besides, and a diagnostic."""
@@ -156,6 +170,12 @@ class Responses(Generic[A]):
             _, expires_at = EXCHANGE.unpack_from(exchange)
             exchanges[message_id] = finished(expires_at, empty_ack(message_id))
 
+    def _add(self, ticket: int, options: bytes) -> bytes:
+        additions = self._additions.pop(ticket, None)
+        if additions is None or not additions.options:
+            return options
+        return encode_options(sorted([*parse_options(options), *additions.options]))
+
     def _keep_silent(
         self, endpoint: Endpoint[A], message_id: int, entry: bytes, now: float
     ) -> None:
@@ -170,3 +190,5 @@ class Responses(Generic[A]):
         if state == UNANSWERED:
             # No-Response is about responses; a CON is acknowledged all the same (RFC 7967 2).
             self._transmit(endpoint.association, kept, now)
+        if endpoint.is_awaited:
+            self._spoke(endpoint.identity, endpoint.association_id, now)

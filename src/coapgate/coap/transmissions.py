@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, Generic, Protocol
 
 from coapgate.coap.endpoint import A, Endpoint
 
@@ -43,12 +43,29 @@ class Reliability:
         return self.transmit_span + MAX_LATENCY
 
 
+class Owner(Protocol):
+    """Whose message it is, if it answers no request; exactly one of the first three ends it."""
+
+    def acknowledged(self, now: float) -> None:
+        """An empty ACK has come."""
+
+    def reset(self, now: float) -> None:
+        """A RST has come."""
+
+    def given_up(self, now: float) -> None:
+        """It was repeated often enough."""
+
+    def renew(self, now: float) -> bytes | None:
+        """What is to be sent in place of a repetition, with another message ID; None: the same."""
+
+
 class Transmission(Generic[A]):
     """One message under way; without an endpoint once it is over.
 
-    `exchange` is what the message layer keeps of the request that it answers, None for a ping,
-    which answers none. `proves` is the unproven path that it was first sent to, and so is sent to
-    alone for as long as the association has not moved on; None: it was proven, or nothing has left.
+    `exchange` is what the message layer keeps of the request that it answers, `owner` whose it is
+    otherwise; a ping has neither. `proves` is the unproven path that it was first sent to, and so
+    is sent to alone for as long as the association has not moved on; None: it was proven, or
+    nothing has left.
     """
 
     __slots__ = (
@@ -57,6 +74,7 @@ class Transmission(Generic[A]):
         "has_left",
         "message_id",
         "octets",
+        "owner",
         "proves",
         "repeats",
         "request_id",
@@ -71,7 +89,9 @@ class Transmission(Generic[A]):
         request_id: int,
         exchange: bytes | None,
         timeout: float,
+        owner: Owner | None = None,
     ) -> None:
+        self.owner = owner
         self.endpoint: Endpoint[A] | None = endpoint
         self.message_id = message_id
         self.octets = octets
@@ -81,6 +101,10 @@ class Transmission(Generic[A]):
         self.repeats = 0
         self.has_left = False
         self.proves: UnprovenPath | None = None
+
+    @property
+    def is_ping(self) -> bool:
+        return self.exchange is None and self.owner is None
 
 
 class Transmissions(Generic[A]):
@@ -99,6 +123,8 @@ class Transmissions(Generic[A]):
         self._order = 0
         self._over = 0
         self.repeats = 0
+        self.renewals = 0
+        """Messages sent in place of a repetition of an older one."""
 
     def __len__(self) -> int:
         """Messages under way."""
@@ -111,18 +137,27 @@ class Transmissions(Generic[A]):
         request_id: int,
         exchange: bytes | None,
         now: float,
-    ) -> None:
+        owner: Owner | None = None,
+    ) -> Transmission[A]:
         """Send a confirmable message; its message ID was taken from the endpoint."""
         timeout = self._reliability.ack_timeout * self._random.uniform(
             1.0, self._reliability.ack_random_factor
         )
         message_id = int.from_bytes(octets[2:4], "big")
-        transmission = Transmission(endpoint, message_id, octets, request_id, exchange, timeout)
+        transmission = Transmission(
+            endpoint, message_id, octets, request_id, exchange, timeout, owner
+        )
         if endpoint.outgoing is None:
             endpoint.outgoing = {}
         endpoint.outgoing[message_id] = transmission
         self._push(transmission, now + timeout)
         self._carry(transmission, endpoint.association, now)
+        return transmission
+
+    def drop(self, transmission: Transmission[A]) -> None:
+        """End a message that needs no answer any more, if it is still under way."""
+        if transmission.endpoint is not None:
+            self.take(transmission.endpoint, transmission.message_id)
 
     def take(self, endpoint: Endpoint[A], message_id: int) -> Transmission[A] | None:
         """End the message that an ACK or RST names; None if there is no such message."""
@@ -150,7 +185,7 @@ class Transmissions(Generic[A]):
     ) -> tuple[list[tuple[Endpoint[A], Transmission[A]]], list[Endpoint[A]]]:
         """Repeat what is due.
 
-        Returns the responses that were repeated often enough and are given up, and the endpoints
+        Returns the messages that were repeated often enough and are given up, and the endpoints
         to which something could not leave, for want of a proven path. It is repeated as if it had.
         """
         given_up: list[tuple[Endpoint[A], Transmission[A]]] = []
@@ -158,7 +193,7 @@ class Transmissions(Generic[A]):
         while self._due and self._due[0][0] <= now:
             transmission = heapq.heappop(self._due)[2]
             endpoint = transmission.endpoint
-            is_ping = transmission.exchange is None
+            is_ping = transmission.is_ping
             if endpoint is None:
                 self._over -= 1
             elif is_ping and transmission.proves is not endpoint.association.unproven:
@@ -170,12 +205,27 @@ class Transmissions(Generic[A]):
             else:
                 transmission.repeats += 1
                 transmission.timeout *= 2
+                self._renew(transmission, endpoint, now)
                 self._push(transmission, now + transmission.timeout)
                 if not self._carry(transmission, endpoint.association, now):
                     withheld.append(endpoint)
                 elif not is_ping:
                     self.repeats += 1
         return given_up, withheld
+
+    def _renew(self, transmission: Transmission[A], endpoint: Endpoint[A], now: float) -> None:
+        """Let a newer message go on in place of one that is to be repeated (RFC 7641 4.5.2)."""
+        octets = None if transmission.owner is None else transmission.owner.renew(now)
+        if octets is None:
+            return
+        assert endpoint.outgoing is not None
+        del endpoint.outgoing[transmission.message_id]
+        transmission.octets = octets
+        transmission.message_id = int.from_bytes(octets[2:4], "big")
+        transmission.has_left = False
+        transmission.proves = None
+        endpoint.outgoing[transmission.message_id] = transmission
+        self.renewals += 1
 
     def _carry(self, transmission: Transmission[A], association: A, now: float) -> bool:
         """Send it once more, or for the first time; False: it is withheld below."""

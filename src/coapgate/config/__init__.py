@@ -5,6 +5,8 @@ from __future__ import annotations
 from coapgate.config.loading import load
 from coapgate.config.settings import (
     CoapSettings,
+    ContentSettings,
+    DownlinkSettings,
     DtlsSettings,
     HttpSettings,
     LimitSettings,
@@ -12,6 +14,7 @@ from coapgate.config.settings import (
     MqttSettings,
     PskSettings,
     RegistrySettings,
+    RightsSettings,
     Settings,
 )
 from coapgate.config.values import Address, BrokerUrl
@@ -24,6 +27,9 @@ __all__ = [
     "LimitSettings",
     "MqttSettings",
     "PskSettings",
+    "DownlinkSettings",
+    "RightsSettings",
+    "ContentSettings",
     "RegistrySettings",
     "HttpSettings",
     "LogSettings",

@@ -14,11 +14,15 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from coapgate.config.values import (
     Address,
     BrokerUrl,
+    ByTenant,
     parse_address,
     parse_binds,
     parse_broker_url,
     parse_client_id,
+    parse_content_path,
     parse_file,
+    parse_patterns,
+    parse_prefixes,
     parse_registry_url,
     parse_root,
     parse_store,
@@ -85,6 +89,24 @@ class CoapSettings(_Section):
     """octets of a body that arrives in blocks"""
     dedup_exchanges: int = Field(default=64, ge=4, le=4096)
     """requests an association remembers, so that a repetition is answered alike"""
+    block_size: int = Field(default=1024, ge=16, le=1024)
+    """octets of a block at most, where a body goes in blocks; devices may ask for smaller ones"""
+    transfers: int = Field(default=256, ge=1, le=65536)
+    """bodies of all devices that arrive in blocks at once; each holds up to coap.max_body"""
+    transfers_per_device: int = Field(default=2, ge=1, le=64)
+    """bodies of one device that arrive in blocks at once"""
+    transfer_timeout: Seconds = Field(default=120.0, ge=1, le=3600)
+    """seconds without a block until a body is abandoned"""
+    download_memory: int = Field(default=67_108_864, ge=1_048_576, le=4_294_967_296)
+    """octets of states that devices are reading in blocks"""
+    observations_per_device: int = Field(default=16, ge=0, le=1024)
+    """paths a device may observe at once; the next is answered without observation"""
+    confirm_every: int = Field(default=1, ge=1, le=1000)
+    """one notification of so many is confirmable; one in 24 hours always is"""
+    response_timeout: Seconds = Field(default=60.0, ge=1, le=600)
+    """seconds a device may take to answer a request that it has acknowledged"""
+    requests_per_device: int = Field(default=1, ge=1, le=16)
+    """requests to a device at once (NSTART, RFC 7252 section 4.7)"""
 
 
 class LimitSettings(_Section):
@@ -138,6 +160,59 @@ class PskSettings(_Section):
     """seconds a key is good for after its device has used the next one"""
 
 
+class DownlinkSettings(_Section):
+    """What backends send to devices."""
+
+    hold: Literal["registry", "memory", "none"] = "registry"
+    """where a request waits for a device that does not listen: none rejects it at once"""
+    hold_time: Seconds = Field(default=86400.0, ge=1, le=31_536_000)
+    """seconds a request waits for its device if its Message Expiry Interval does not say"""
+    held_per_device: int = Field(default=16, ge=1, le=4096)
+    """requests that wait for one device; the next is rejected"""
+    held_messages: int = Field(default=10_000, ge=1, le=10_000_000)
+    """requests that wait in all; the next is rejected"""
+    held_size: int = Field(default=67_108_864, ge=65_536, le=4_294_967_296)
+    """octets of the bodies of requests that wait in all"""
+    attempts: int = Field(default=4, ge=1, le=100)
+    """times a request is sent to a device that does not acknowledge it, until it has expired"""
+    look_up_time: Seconds = Field(default=5.0, ge=0.5, le=60)
+    """seconds the broker may take to tell the state of a path, then the device gets 5.03"""
+    states: int = Field(default=65_536, ge=1, le=10_000_000)
+    """paths whose state is known because a device reads or observes it"""
+    states_size: int = Field(default=67_108_864, ge=1_048_576, le=4_294_967_296)
+    """octets of the states that are known"""
+    linger_time: Seconds = Field(default=60.0, ge=0, le=86400)
+    """seconds a state that nobody observes is kept after it was read"""
+    events: int = Field(default=65_536, ge=1024, le=10_000_000)
+    """events and outcomes that wait for an absent broker; the next is lost, and counted"""
+
+
+class RightsSettings(_Section):
+    """Which paths the devices of a tenant may use, by tenant; everything if nothing is said."""
+
+    post: Annotated[ByTenant, BeforeValidator(parse_patterns)] | None = None
+    """paths to which devices may POST and PUT, by tenant"""
+    read: Annotated[ByTenant, BeforeValidator(parse_patterns)] | None = None
+    """paths whose state devices may GET, by tenant"""
+    observe: Annotated[ByTenant, BeforeValidator(parse_patterns)] | None = None
+    """paths whose state devices may observe, by tenant; they must be readable too"""
+    reply: Annotated[ByTenant, BeforeValidator(parse_prefixes)] | None = None
+    """what Response Topics may begin with, by tenant, besides ROOT/TENANT/reply/"""
+
+
+class ContentSettings(_Section):
+    """Files that devices may read, such as firmware."""
+
+    folder: File | None = None
+    """folder with a folder for each tenant, in which its devices' files are"""
+    path: Annotated[str, BeforeValidator(parse_content_path)] = "firmware"
+    """path below which devices find the files"""
+    max_file: int = Field(default=16_777_216, ge=1024, le=268_435_456)
+    """octets of a file; a larger one is not found"""
+    memory: int = Field(default=67_108_864, ge=1_048_576, le=4_294_967_296)
+    """octets of files that are kept after they were read"""
+
+
 class RegistrySettings(_Section):
     """Devices, credentials, trust anchors."""
 
@@ -183,6 +258,9 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     mqtt: MqttSettings = MqttSettings()
     psk: PskSettings = PskSettings()
+    downlink: DownlinkSettings = DownlinkSettings()
+    rights: RightsSettings = RightsSettings()
+    content: ContentSettings = ContentSettings()
     registry: RegistrySettings = RegistrySettings()
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import string
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -16,11 +17,20 @@ from urllib.parse import urlsplit
 
 from pydantic_core import PydanticCustomError
 
+from coapgate.model import is_name
+
 MAX_BINDS = 16
 MAX_ROOT_LENGTH = 64
 """Octets: a topic has 255, tenant and device need 64 each, and the path wants some."""
 MAX_CLIENT_ID_LENGTH = 128
 
+MAX_PATTERNS = 256
+"""Patterns of one tenant, for one use."""
+
+ByTenant = tuple[tuple[str, tuple[str, ...]], ...]
+"""What is configured for each tenant; `*` stands for all others."""
+
+_PRINTABLE = re.compile(r"[^\x00-\x1f\x7f-\x9f]+")
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _ROOT = re.compile(r"[A-Za-z0-9._~:@-]+(/[A-Za-z0-9._~:@-]+)*")
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._~:@{}-]+")
@@ -172,6 +182,68 @@ def parse_store(value: object) -> str:
     if value and "worker" not in fields:
         _refuse(f"must hold {{worker}}, not only {value!r}: every process has its own", hint)
     return value
+
+
+def parse_patterns(value: object) -> ByTenant:
+    """Paths that the devices of a tenant may use, by tenant: `{ acme = ["logs/#"] }`."""
+    hint = 'patterns by tenant, as in { acme = ["temperature", "logs/#"], "*" = ["#"] }'
+    return _parse_by_tenant(
+        value, _is_pattern, "a path, where + is a segment and a last # all", hint
+    )
+
+
+def parse_prefixes(value: object) -> ByTenant:
+    """What the topics begin with that backends of a tenant may have answers on, by tenant."""
+    hint = 'what topics begin with, by tenant, as in { acme = ["apps/acme/"] }'
+    return _parse_by_tenant(value, _is_prefix, "the beginning of a topic, up to a slash", hint)
+
+
+def parse_content_path(value: object) -> str:
+    """The path below which devices find files."""
+    if not isinstance(value, str) or not _ROOT.fullmatch(value) or "." in value.split("/")[0]:
+        _refuse(f"must be a path, not {value!r}", "for example firmware")
+    return value
+
+
+def _parse_by_tenant(
+    value: object, is_good: Callable[[str], bool], what: str, hint: str
+) -> ByTenant:
+    if isinstance(value, tuple):
+        return value
+    if not isinstance(value, dict):
+        _refuse(f"must be a table, not {value!r:.64}", hint)
+    tables = []
+    for tenant, texts in value.items():
+        if tenant != "*" and not is_name(tenant):
+            _refuse(f"must name tenants, or * for all others, not {tenant!r:.64}", hint)
+        if not isinstance(texts, list):
+            _refuse(f"must have a list for {tenant}, not {texts!r:.64}", hint)
+        if len(texts) > MAX_PATTERNS:
+            _refuse(f"must have at most {MAX_PATTERNS} for {tenant}, not {len(texts)}", hint)
+        for text in texts:
+            if not isinstance(text, str) or len(text) > 255 or not is_good(text):
+                _refuse(f"must hold for {tenant} {what}, not {text!r:.64}", hint)
+        tables.append((tenant, tuple(texts)))
+    return tuple(tables)
+
+
+def _is_pattern(text: str) -> bool:
+    segments = text.split("/")
+    return (
+        _PRINTABLE.fullmatch(text) is not None
+        and all(segments)
+        and all(not set("+#") & set(segment) or segment in ("+", "#") for segment in segments)
+        and "#" not in segments[:-1]
+    )
+
+
+def _is_prefix(text: str) -> bool:
+    return (
+        _PRINTABLE.fullmatch(text) is not None
+        and text.endswith("/")
+        and not text.startswith(("$", "/"))
+        and not set("+#") & set(text)
+    )
 
 
 def parse_file(value: object) -> Path:

@@ -2,7 +2,8 @@
 
 No sockets and no clock: `connection` is the shell around it. Every connection starts clean, with a
 session that ends with it: a broker keeps nothing for a client that publishes at QoS 1, so there is
-nothing to resume, and a gateway that was restarted behaves like one that reconnects.
+nothing to resume, and a gateway that was restarted behaves like one that reconnects: what it wants
+to hear it subscribes to again.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ from mqtt5 import (
     DisconnectPacket,
     DisconnectReasonCode,
     Packet,
-    PingReqPacket,
+    PingRespPacket,
     PubAckPacket,
     PublishPacket,
     QoS,
+    SubAckPacket,
+    UnsubAckPacket,
     Will,
     read,
 )
 
 from coapgate.mqtt.publications import Blame, Publications
+from coapgate.mqtt.subscriptions import MAX_UNACKNOWLEDGED, Subscriptions
 
 CONNACK_TIMEOUT = 10.0
 """Seconds a broker may take for its CONNACK."""
@@ -35,8 +39,8 @@ ACK_TIMEOUT = 30.0
 """Seconds a broker that is there may take for a PUBACK; then the connection counts as dead."""
 MIN_SILENCE = 5.0
 """Seconds in which a broker may always be silent: a busy one stalls for two."""
-MAX_RECEIVED_PACKET = 65536
-"""Octets of a packet to us, announced as Maximum Packet Size."""
+MAX_RECEIVED_PACKET = 8 << 20
+"""Octets of a packet to us, announced as Maximum Packet Size: firmware has a few MiB."""
 
 MAX_QUOTED = 128
 """Characters of what a broker says that go into a log line."""
@@ -44,7 +48,6 @@ MAX_QUOTED = 128
 STOPPED = "stopped"
 """The kind of ending that we chose."""
 
-_PING = PingReqPacket().write()
 _MQTT_3_CONNACK = b"\x20\x02"
 """A CONNACK without properties, as in MQTT 3.1.1: MQTT 5 always has their length."""
 
@@ -123,12 +126,15 @@ class Client:
         self.blame = Blame.NONE
         """What the end of the last connection says against its publications."""
         self.receive_maximum = 0
+        self.subscriptions = Subscriptions(publications.outgoing)
         self._hello = hello
         self._publications = publications
         self._silence = max(MIN_SILENCE, silence)
         self._ping_interval = self._silence / 2
         self._will_retain = True
         self._buffer = b""
+        self._chunks: list[bytes] = []  # of a packet whose end is still to come
+        self._missing = 0
         self._outgoing = publications.outgoing
         self._deadline = 0.0
         self._heard_at = 0.0
@@ -149,10 +155,11 @@ class Client:
             will=self._will(wall),
             keep_alive=hello.keep_alive,
             session_expiry_interval=0,
+            receive_max=MAX_UNACKNOWLEDGED,
             max_packet_size=MAX_RECEIVED_PACKET,
         )
         self._outgoing.append(connect.write())
-        self._buffer = b""
+        self._forget_octets()
         self._wall = wall
         self._deadline = now + CONNACK_TIMEOUT
         self._heard_at = now
@@ -164,7 +171,13 @@ class Client:
         """Octets came from the broker."""
         self._heard_at = now
         if self._buffer:
-            data = self._buffer + data
+            if self._missing > len(data):
+                # Put together once it is whole: what large packets cost is linear in their size.
+                self._chunks.append(data)
+                self._missing -= len(data)
+                return
+            data = b"".join((self._buffer, *self._chunks, data))
+            self._forget_octets()
         view = memoryview(data)
         acknowledge = self._publications.acknowledge
         position = 0
@@ -188,8 +201,10 @@ class Client:
             else:
                 self._receive_packet(packet, now)
         self._buffer = data[position:]
-        if len(self._buffer) > MAX_RECEIVED_PACKET:
-            self._receive_malformed(data)
+        if self._buffer and self.state is not State.OVER:
+            self._missing = _missing(self._buffer)
+            if self._missing + len(self._buffer) > MAX_RECEIVED_PACKET:
+                self._receive_malformed(data)
 
     def lost(self, now: float, *, cut: bool) -> None:
         """The transport is gone; `cut`: the broker closed it, rather than the network or we."""
@@ -200,6 +215,7 @@ class Client:
             self.ending = _NO_CONNACK
         self.state = State.DISCONNECTED
         self._publications.lost(self.blame, now)
+        self.subscriptions.lost()
 
     def say_goodbye(self, wall: float) -> None:
         """End the connection in order, with a status that says so.
@@ -247,6 +263,9 @@ class Client:
             sent_at = self._publications.oldest_sent_at
             if sent_at is not None:
                 timers.append(sent_at + ACK_TIMEOUT)
+            asked_at = self.subscriptions.oldest_sent_at
+            if asked_at is not None:
+                timers.append(asked_at + ACK_TIMEOUT)
         return min(timers, default=None)
 
     def handle_timer(self, now: float) -> None:
@@ -256,23 +275,38 @@ class Client:
             self._end(_NO_CONNACK)
         elif self.state is State.CONNECTED:
             sent_at = self._publications.oldest_sent_at
+            asked_at = self.subscriptions.oldest_sent_at
             if now >= self._heard_at + self._silence:
                 self._end(Ending("silent", "broker is silent"))
             elif sent_at is not None and now >= sent_at + ACK_TIMEOUT:
                 self._end(Ending("no-puback", "broker acknowledges nothing"))
+            elif asked_at is not None and now >= asked_at + ACK_TIMEOUT:
+                self._end(Ending("no-suback", "broker does not answer a subscription"))
             elif now >= self._ping_at:
                 # Whatever else is said: Keep Alive counts what we send (MQTT 5 3.1.2.10).
                 self._ping_at = now + self._ping_interval
-                self._outgoing.append(_PING)
+                self.subscriptions.ping()
 
     def _receive_packet(self, packet: Packet, now: float) -> None:
-        if isinstance(packet, ConnAckPacket) and self.state is State.CONNECTING:
-            self._receive_connack(packet, now)
-        elif isinstance(packet, DisconnectPacket):
-            self._receive_disconnect(packet)
-        elif self.state is State.CONNECTING:
-            self._receive_malformed(b"")
-        # Nothing is subscribed to: whatever else comes (PINGRESP) only shows that it is there.
+        subscriptions = self.subscriptions
+        match packet:
+            case ConnAckPacket() if self.state is State.CONNECTING:
+                self._receive_connack(packet, now)
+            case DisconnectPacket():
+                self._receive_disconnect(packet)
+            case _ if self.state is State.CONNECTING:
+                self._receive_malformed(b"")
+            case PublishPacket():
+                subscriptions.receive_publication(packet)
+            case PingRespPacket():
+                subscriptions.receive_pingresp()
+            case SubAckPacket():
+                subscriptions.receive_suback(packet)
+            case UnsubAckPacket():
+                subscriptions.receive_unsuback(packet)
+            case _:
+                pass  # it only shows that the broker is there
+        subscriptions.flush(now)
 
     def _receive_connack(self, packet: ConnAckPacket, now: float) -> None:
         if packet.reason_code is not ConnAckReasonCode.SUCCESS:
@@ -299,6 +333,7 @@ class Client:
             announcement=(topic, _status(self._wall, online=True)) if topic is not None else None,
             now=now,
         )
+        self.subscriptions.connected()
 
     def _receive_refusal(self, packet: ConnAckPacket) -> None:
         code = packet.reason_code
@@ -338,11 +373,17 @@ class Client:
         reply: bool = True,
     ) -> None:
         self.ending = ending
-        self._buffer = b""
+        self._forget_octets()
+        self.subscriptions.lost()
         if reply and self.state is State.CONNECTED:
             self._outgoing.append(DisconnectPacket(reason_code=reason).write())
         self.state = State.OVER
         self._publications.stop_sending()
+
+    def _forget_octets(self) -> None:
+        self._buffer = b""
+        self._chunks.clear()
+        self._missing = 0
 
     def _will(self, wall: float) -> Will | None:
         topic = self._hello.status_topic
@@ -393,6 +434,16 @@ _REFUSALS: dict[int, tuple[str, str]] = {
         "choose another",
     ),
 }
+
+
+def _missing(octets: bytes) -> int:
+    """Octets that the packet which begins here still lacks, as far as its length is known."""
+    length = 0
+    for index in range(1, min(5, len(octets))):
+        length |= (octets[index] & 0x7F) << 7 * (index - 1)
+        if octets[index] < 0x80:
+            return max(0, 1 + index + length - len(octets))
+    return 0
 
 
 def _words(code: enum.IntEnum) -> str:

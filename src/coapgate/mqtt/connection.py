@@ -15,6 +15,7 @@ from coapgate.errors import StartError
 from coapgate.mqtt.client import STOPPED, Client, Ending, Hello, State
 from coapgate.mqtt.publications import Publications
 from coapgate.mqtt.settings import ConnectionSettings, load_password, load_tls, tls_reason
+from coapgate.mqtt.subscriptions import Complete, Heard, Refusal
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,9 @@ GOODBYE_TIMEOUT = 1.0
 WRITE_BUFFER_SIZE = 256 * 1024
 """Octets that may wait for a broker which reads slowly; then publications are held."""
 
+HEARD_AT_ONCE = 32
+"""Publications to us that are looked at in one tick of the loop: devices wait no longer."""
+
 _ORDINARY = frozenset({"closed", "network", "disconnect-0x8b"})
 """Endings in which a broker merely goes: nobody has to look. 0x8b: server shutting down."""
 
@@ -35,7 +39,9 @@ class Connection:
     """One worker's connection to the broker, made again whenever it is lost.
 
     `ended(ticket, outcome)` is called once for every publication that has a ticket, from the event
-    loop but never from inside of `publish`; it may publish. Build it in the running loop, `run` it
+    loop but never from inside of `publish`; it may publish. `noticed` is called instead for tickets
+    below 0, those of what the gateway itself has to say. `heard` is given what `subscribe` brings,
+    and has to `acknowledge` every publication: see `listen`. Build it in the running loop, `run` it
     in a task, `drain` it at the end. Everything handed over before there is a broker is held.
     """
 
@@ -54,6 +60,9 @@ class Connection:
         """Why the last attempt failed; None if it did not."""
         self._settings = settings
         self._ended = ended
+        self._noticed = ended
+        self._heard: Callable[[Heard | Complete | Refusal], None] = _ignore
+        self._changed: Callable[[], None] = _unnoticed
         self._loop = asyncio.get_running_loop()
         hello = Hello(
             settings.client_id, settings.username, settings.keep_alive, settings.status_topic
@@ -61,6 +70,7 @@ class Connection:
         self._client = Client(
             hello, self.publications, min(settings.keep_alive, settings.hold_time)
         )
+        self.subscriptions = self._client.subscriptions
         self._transport: asyncio.Transport | None = None
         self._attempted = asyncio.Event()
         self._came = asyncio.Event()
@@ -71,6 +81,8 @@ class Connection:
         self._draining = False
         self._timer: asyncio.TimerHandle | None = None
         self._flush_is_due = False
+        self._is_asking = False
+        self._is_hearing = False
         self._backoff = MIN_BACKOFF
         self._complaints: set[tuple[str, str]] = set()
 
@@ -93,6 +105,7 @@ class Connection:
         user_properties: list[tuple[str, str]],
         ticket: int | None,
         retain: bool = False,
+        correlation_data: bytes | None = None,
     ) -> None:
         """Hand over one publication; `ended` follows if it has a ticket.
 
@@ -108,10 +121,41 @@ class Connection:
             user_properties,
             ticket,
             self._loop.time(),
+            correlation_data,
         )
         if not self._flush_is_due:
             self._flush_is_due = True
             self._loop.call_soon(self._flush)
+
+    def listen(
+        self,
+        heard: Callable[[Heard | Complete | Refusal], None],
+        noticed: Callable[[int, int], None],
+        changed: Callable[[], None],
+    ) -> None:
+        """Who is told what is heard, what became of what the gateway itself has to say, and when
+        `connected` is another.
+        """
+        self._heard = heard
+        self._noticed = noticed
+        self._changed = changed
+
+    def subscribe(
+        self, topic_filter: str, *, is_state: bool = False, only_news: bool = False
+    ) -> None:
+        """Hear a topic filter, on this connection and on those that follow it."""
+        self.subscriptions.subscribe(topic_filter, is_state=is_state, only_news=only_news)
+        self._ask_soon()
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """Hear it no longer."""
+        self.subscriptions.unsubscribe(topic_filter)
+        self._ask_soon()
+
+    def acknowledge(self, heard: Heard) -> None:
+        """A publication to us is taken care of: the broker may forget it, and send another."""
+        self.subscriptions.acknowledge(heard.receipt)
+        self._ask_soon()
 
     async def run(self) -> None:
         """Keep connected until cancelled, or until `drain` is done."""
@@ -222,7 +266,11 @@ class Connection:
                     "receive_maximum": self._client.receive_maximum,
                 },
             )
+            self._changed()
         self._flush()
+        if self.subscriptions.has_news:
+            self.subscriptions.has_news = False
+            self._hear_soon()
 
     def set_writable(self, writable: bool) -> None:
         """Called by the wire; from inside of `write` if false."""
@@ -244,6 +292,7 @@ class Connection:
         elif ending is not None and ending.kind != STOPPED:
             self._fail(_explain(error, tls=True) if isinstance(error, ssl.SSLError) else ending)
         self._gone.set()
+        self._changed()
         self._flush()
         self._arm()
 
@@ -305,12 +354,44 @@ class Connection:
         if self._draining and not (publications.held or publications.in_flight):
             self._idle.set()
 
+    def _ask_soon(self) -> None:
+        """Write what is to be written, subscriptions too, at the end of this tick."""
+        if not self._is_asking:
+            self._is_asking = True
+            self._loop.call_soon(self._ask)
+
+    def _ask(self) -> None:
+        self._is_asking = False
+        self.subscriptions.flush(self._loop.time())
+        self._flush()
+
+    def _hear_soon(self) -> None:
+        if not self._is_hearing:
+            self._is_hearing = True
+            self._loop.call_soon(self._hear)
+
+    def _hear(self) -> None:
+        """Hand on what was heard, a little at a time: devices come in between."""
+        self._is_hearing = False
+        for _ in range(HEARD_AT_ONCE):
+            heard = self.subscriptions.next_heard()
+            if heard is None:
+                return
+            try:
+                self._heard(heard)
+            except Exception:
+                log.exception("a publication to us was not taken")
+        self._hear_soon()
+
     def _report(self) -> None:
         ended = self.publications.ended.copy()
         self.publications.ended.clear()
         for ticket, outcome in ended:
             try:
-                self._ended(ticket, outcome)
+                if ticket < 0:
+                    self._noticed(ticket, outcome)
+                else:
+                    self._ended(ticket, outcome)
             except Exception:
                 # One answer that fails must not take the others with it, nor the connection.
                 log.exception("outcome of a publication was not taken")
@@ -328,6 +409,14 @@ class Connection:
         self._timer = None
         self._client.handle_timer(self._loop.time())
         self._flush()
+
+
+def _ignore(heard: Heard | Complete | Refusal) -> None:
+    """Whoever subscribes to nothing hears nothing."""
+
+
+def _unnoticed() -> None:
+    """Nobody is told."""
 
 
 class _Wire(asyncio.Protocol):

@@ -20,6 +20,7 @@ from collections import deque
 from mqtt5 import PublishPacket, QoS, read
 
 from coapgate.model import Outcome
+from coapgate.mqtt.subscriptions import SUBSCRIBE_ID
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +107,8 @@ class Publications:
         self._hold_messages = hold_messages
         self._hold_size = hold_size
         self._max_in_flight = max_in_flight
-        # The last one belongs to the announcement. Reused as late as possible.
-        self._packet_ids = deque(range(1, min(max_in_flight + hold_messages + 1, MAX_PACKET_IDS)))
+        # The last ones belong to the announcement and to subscriptions. Reused as late as possible.
+        self._packet_ids = deque(range(1, min(max_in_flight + hold_messages + 1, SUBSCRIBE_ID)))
         self._held: deque[Publication] = deque()
         self._held_size = 0
         self._in_flight: dict[int, Publication] = {}
@@ -165,12 +166,16 @@ class Publications:
         user_properties: list[tuple[str, str]],
         ticket: int | None,
         now: float,
+        correlation_data: bytes | None = None,
     ) -> None:
         """Take one publication; `user_properties` is not kept.
 
         At QoS 0 it ends when it is sent, as success.
         """
-        free = self._accepting and not self._held and len(self._in_flight) < self._window
+        if not self._accepting and (ticket is None or ticket >= 0):
+            self._end_unavailable(ticket)
+            return
+        free = not self._held and len(self._in_flight) < self._window
         if not free and not self._may_hold():
             self._end_unavailable(ticket)
             return
@@ -189,6 +194,7 @@ class Publications:
                 packet_id=packet_id,
                 content_type=content_type,
                 user_properties=user_properties,
+                correlation_data=correlation_data,
             ).write()
         except ValueError:
             # No MQTT string; `topics` lets none through, so this is a mistake of ours.
@@ -283,9 +289,11 @@ class Publications:
             self._give_up(self._next_held())
 
     def stop_accepting(self) -> None:
-        """From now on whatever is handed over ends as unavailable."""
+        """From now on whatever devices send ends as unavailable.
+
+        What the gateway itself has to say, with a ticket below 0, is still taken.
+        """
         self._accepting = False
-        self._hold_messages = 0
 
     def abandon(self) -> None:
         """End everything that is left as unavailable, in flight or not."""

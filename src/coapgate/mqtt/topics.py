@@ -18,6 +18,8 @@ MAX_TOPIC_LENGTH = 255
 """Octets of a whole topic."""
 MAX_SEGMENTS = 32
 """Segments of a device's path; mosquitto ends a connection at more than 200 topic levels."""
+MAX_TOPIC_LEVELS = 200
+"""Levels of a topic that is not of our making; see MAX_SEGMENTS."""
 MAX_QUERY_LENGTH = 1024
 """Octets of a query as it is published."""
 
@@ -94,6 +96,42 @@ def query_text(arguments: Sequence[bytes]) -> str:
     if _FORBIDDEN_CHARACTER.search(query) is not None:
         raise _bad("query has a control character")
     return query
+
+
+def is_text(text: str) -> bool:
+    """Whether every broker takes this as a string."""
+    return _FORBIDDEN_CHARACTER.search(text) is None
+
+
+def is_publishable(topic: str) -> bool:
+    """Whether every broker takes a publication on this topic."""
+    return (
+        0 < len(topic.encode()) <= MAX_TOPIC_LENGTH
+        and topic.count("/") < MAX_TOPIC_LEVELS
+        and _WILDCARD.search(topic) is None
+        and is_text(topic)
+        and not topic.startswith("$")
+    )
+
+
+def state_topic(root: str, tenant: Tenant, device: DeviceId, path: str) -> str:
+    """Where backends publish the state of a path of a device."""
+    return f"{root}/{tenant}/{device}/down/{path}"
+
+
+def status_topic(root: str, tenant: Tenant, device: DeviceId) -> str:
+    """Where the gateway says whether a device is attached."""
+    return f"{root}/{tenant}/{device}/status"
+
+
+def requests_filter(root: str) -> str:
+    """All requests for devices."""
+    return f"{root}/+/+/request/#"
+
+
+def statuses_filter(root: str) -> str:
+    """The status of every device."""
+    return f"{root}/+/+/status"
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,37 @@ class BadLine:
     hint: str
 
 
+class HeldRequest(NamedTuple):
+    """A request that waits for its device; `expires_at` in Unix seconds.
+
+    `response_topic` None: its outcome is an event. `method` is as its backend wrote it.
+    """
+
+    number: int
+    tenant: Tenant
+    device: DeviceId
+    method: str
+    path: str
+    query: str
+    content_format: int | None
+    payload: bytes
+    response_topic: str | None
+    correlation: bytes | None
+    expires_at: float
+
+
+class HeldRequests(Protocol):
+    """What outlives a gateway of its requests for devices. Raises RegistryUnavailable."""
+
+    def held_requests(self, node: int) -> list[HeldRequest]:
+        """Those of one gateway, in order of number."""
+
+    async def change_held_requests(
+        self, node: int, added: Iterable[HeldRequest], removed: Iterable[int]
+    ) -> None:
+        """Add some and remove some by number, together; on disk when this returns."""
+
+
 class Registry(Protocol):
     """What a running gateway asks. Each method raises RegistryUnavailable if it cannot answer."""
 

@@ -33,6 +33,7 @@ from coapgate.registry import (
     batch_rows,
     bulk,
     changes,
+    held,
     psk,
     reading,
     refusals,
@@ -47,6 +48,7 @@ from coapgate.registry.base import (
     CertificateEntry,
     Change,
     DeviceEntry,
+    HeldRequest,
     NewDevice,
     PskEntry,
     RevokedCertificate,
@@ -200,6 +202,15 @@ class SqliteRegistry:
             return reading.find_anchored_device(self._reader, key_id, tenant, device)
         except sqlite3.Error as error:
             raise schema.unavailable(error, self._path) from error
+
+    def held_requests(self, node: int) -> list[HeldRequest]:
+        with self._reading() as connection:
+            return held.load(connection, node)
+
+    async def change_held_requests(
+        self, node: int, added: Iterable[HeldRequest], removed: Iterable[int]
+    ) -> None:
+        await self._in_thread(self._change_held_requests, node, list(added), list(removed))
 
     async def provision(
         self, anchor: TrustAnchor, device: DeviceId, value: str, tenant: Tenant | None = None
@@ -479,6 +490,12 @@ class SqliteRegistry:
     async def _in_thread(self, call: Callable[..., _T], *arguments: object) -> _T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, call, *arguments)
+
+    def _change_held_requests(
+        self, node: int, added: list[HeldRequest], removed: list[int]
+    ) -> None:
+        with self._writing() as connection:
+            held.change(connection, node, added, removed)
 
     def _promote(self, number: int, grace_time: float) -> bool:
         with self._writing() as connection:

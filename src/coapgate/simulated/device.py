@@ -10,19 +10,27 @@ address, or sleep:
         await device.move()             # another port, as behind a NAT
         device.sleep()
         await device.resume()           # from yet another; no handshake, if the gateway does CID
+
+It may observe a path, and with `serve` it answers what backends ask it:
+
+        async with device.observe("led") as states:
+            async for state in states:  # the first is what is there now
+                print(state.payload)
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
+from coapgate.coap.options import OBSERVE
 from coapgate.coap.transmissions import Reliability
 from coapgate.dtls.client import Client, ClientSettings, Credential, State
 from coapgate.errors import DeviceRefused, NoAnswer
-from coapgate.simulated.exchange import Answered, Exchanges, GivenUp, Rejected
+from coapgate.simulated.exchange import Answered, Exchanges, GivenUp, Notified, Rejected, Serve
 from coapgate.simulated.message import Response, request_options
 from coapgate.simulated.radio import Radio
 
@@ -37,6 +45,7 @@ class Device:
     """One device with one association; any number of requests at once.
 
     `settings` None are SETTINGS. `local_address` is where its datagrams come from, until it moves.
+    `serve` answers what the gateway asks; None: such requests are rejected.
     An object is entered once; it costs one socket and no thread, while it sleeps not even that.
     """
 
@@ -49,10 +58,12 @@ class Device:
         settings: ClientSettings | None = None,
         reliability: Reliability | None = None,
         local_address: tuple[str, int] | None = None,
+        serve: Serve | None = None,
     ) -> None:
+        self._states: dict[bytes, asyncio.Queue[Response | None]] = {}
         self._radio = Radio(host, port, local_address, self._receive)
         self._client = Client(credential, settings or SETTINGS)
-        self._exchanges = Exchanges(reliability)
+        self._exchanges = Exchanges(reliability, serve=serve)
         self._answers: dict[bytes, asyncio.Future[Response]] = {}
         self._loop: asyncio.AbstractEventLoop
         self._connected: asyncio.Future[None]
@@ -144,6 +155,47 @@ class Device:
         finally:
             del self._answers[token]
             self._exchanges.forget(token)
+
+    @asynccontextmanager
+    async def observe(
+        self, path: str, *, options: Sequence[tuple[int, bytes]] = ()
+    ) -> AsyncIterator[AsyncIterator[Response]]:
+        """Observe a path: what is there now, and then what it becomes, until the context is left.
+
+        It ends after a response without an Observe option: that says that nothing will follow. A
+        large state is only its first block.
+
+        Raises as `request`.
+        """
+        self._raise_if_closed()
+        usual = request_options(path.strip("/").encode().split(b"/"))
+        token = self._exchanges.observe((*usual, *options), self._loop.time())
+        answer: asyncio.Future[Response] = self._loop.create_future()
+        self._answers[token] = answer
+        heard = self._states[token] = asyncio.Queue()
+        self._transmit()
+
+        async def states() -> AsyncIterator[Response]:
+            response: Response | None = first
+            while response is not None:
+                yield response
+                if response.option(OBSERVE) is None:
+                    return
+                response = await heard.get()
+            raise self._failure()
+
+        try:
+            try:
+                async with asyncio.timeout(RESPONSE_TIMEOUT):
+                    first = await answer
+            except TimeoutError as error:
+                raise NoAnswer("no response in time") from error
+            finally:
+                del self._answers[token]
+            yield states()
+        finally:
+            del self._states[token]
+            self._exchanges.cancel(token)
 
     def send(self, plaintext: bytes) -> None:
         """Send any octets as application data; what comes back is taken as usual."""
@@ -245,6 +297,9 @@ class Device:
         """Let those who wait know what came of it."""
         # What came before the end first: an answer may share its datagrams with the goodbye.
         for event in self._exchanges.events:
+            if isinstance(event, Notified):
+                self._states[event.token].put_nowait(event.response)
+                continue
             answer = self._answers[event.token]
             match event:
                 case _ if answer.done():
@@ -268,3 +323,6 @@ class Device:
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(error)
+        if self._client.state is State.CLOSED:
+            for heard in self._states.values():
+                heard.put_nowait(None)

@@ -1,4 +1,5 @@
-"""One device of a fleet: its association, and its one request at a time (sans-IO)."""
+"""One device of a fleet: its association, its one request at a time, and what it observes
+(sans-IO)."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import enum
 import struct
 from random import Random
 
-from coapgate.coap.options import ECHO
+from coapgate.coap.options import ECHO, OBSERVE
 from coapgate.coap.transmissions import MAX_LATENCY, Reliability
 from coapgate.dtls.client import Client, ClientSettings, Credential
 from coapgate.errors import MessageFormatError
@@ -38,11 +39,18 @@ def encode_request_tail(path: tuple[bytes, ...], payload: bytes, content_format:
     return Message(Kind.CON, Code.POST, 0, b"", options, payload).encode()[4:]
 
 
+def encode_registration_tail(path: tuple[bytes, ...]) -> bytes:
+    """What follows the token of a request to observe a path (RFC 7641)."""
+    options = ((OBSERVE, b""), *request_options(path))
+    return Message(Kind.CON, Code.GET, 0, b"", options).encode()[4:]
+
+
 class FleetDevice:
     """After each call send what is in `client.outgoing`, and watch `due_at` (monotonic seconds).
 
     `receive` and `handle_timer` say how the request under way has ended, None: it has not, or there
-    is none. Of a response `code` is kept.
+    is none. Of a response `code` is kept. `notifications` of what it observes are counted until
+    somebody sets that to 0.
     """
 
     __slots__ = (
@@ -52,9 +60,13 @@ class FleetDevice:
         "echoes",
         "is_asking",
         "is_connecting",
+        "is_observing",
         "is_ready",
         "is_refused",
+        "is_registering",
         "message_id",
+        "notifications",
+        "observed",
         "repeats",
         "request",
         "requests",
@@ -79,6 +91,12 @@ class FleetDevice:
         """Whether the fleet has it among those that may be asked to send."""
         self.is_refused = False
         """Whether nobody listens where its datagrams go, as the network said."""
+        self.is_registering = False
+        """Whether the request under way is to observe a path."""
+        self.is_observing = False
+        self.observed = b""
+        """The token of notifications."""
+        self.notifications = 0
         self.sent_at = 0.0
         self.timeout = 0.0
         self.due_at = NEVER
@@ -90,7 +108,7 @@ class FleetDevice:
 
     def connect(self, now: float) -> None:
         """Begin a handshake; a request under way is forgotten."""
-        self.is_asking = self.is_refused = False
+        self.is_asking = self.is_refused = self.is_registering = self.is_observing = False
         self.is_connecting = True
         self.sent_at = now
         self.client.connect(now)
@@ -134,18 +152,27 @@ class FleetDevice:
 
     def ask(self, tail: bytes, timeout: float, now: float) -> None:
         """Send a request: `tail` follows its token, `timeout` (seconds) is its first one."""
-        self._next_message(tail)
+        self.is_registering = False
         self.requests += 1
+        self._begin(Code.POST, tail, timeout, now)
+
+    def observe(self, tail: bytes, timeout: float, now: float) -> None:
+        """Send a request to observe a path; otherwise as `ask`."""
+        self.is_registering = True
+        self._begin(Code.GET, tail, timeout, now)
+
+    def _begin(self, code: int, tail: bytes, timeout: float, now: float) -> None:
+        self._next_message(code, tail)
         self.repeats = 0
         self.sent_at = now
         self.timeout = timeout
         self.due_at = now + timeout
         self.is_asking = True
 
-    def _next_message(self, tail: bytes) -> None:
+    def _next_message(self, code: int, tail: bytes) -> None:
         self.message_id = self.message_id + 1 & 0xFFFF
         self.token = self.token + 1 & 0xFFFFFFFF
-        head = _HEADER.pack(_REQUEST, Code.POST, self.message_id, self.token)
+        head = _HEADER.pack(_REQUEST, code, self.message_id, self.token)
         self.request = head + tail
         self.client.send(self.request)
 
@@ -154,7 +181,7 @@ class FleetDevice:
         request = self.request
         if self.is_asking and plaintext[2:8] == request[2:8] and plaintext[0] == _ACK:
             code = plaintext[1]
-            if code >> 5 == _SUCCESS:
+            if code >> 5 == _SUCCESS and not self.is_registering:
                 return self._answered(code)
         return self._take_unusual(plaintext, now)
 
@@ -188,6 +215,12 @@ class FleetDevice:
     def _take_separate(self, message: Message) -> Outcome | None:
         """A response in a message of its own (RFC 7252 section 5.2.2)."""
         is_ours = self._is_ours(message.token)
+        if self.is_observing and message.token == self.observed:
+            self.notifications += 1
+            self.is_observing = any(number == OBSERVE for number, _ in message.options)
+            if message.kind == Kind.CON:
+                self._reply(Kind.ACK, message.message_id)
+            return None
         if message.kind == Kind.CON:
             # Acknowledged once more if our ACK was lost, and rejected if it is nobody's.
             self._reply(Kind.ACK if is_ours else Kind.RST, message.message_id)
@@ -202,8 +235,11 @@ class FleetDevice:
             self.echoes += 1
             options = (*asked.options, (ECHO, response.echo))
             tail = Message(Kind.CON, asked.code, 0, b"", options, asked.payload).encode()[4:]
-            self._next_message(tail)
+            self._next_message(asked.code, tail)
             return None
+        if self.is_registering:
+            self.observed = message.token
+            self.is_observing = any(number == OBSERVE for number, _ in message.options)
         return self._answered(message.code)
 
     def _answered(self, code: int) -> Outcome:

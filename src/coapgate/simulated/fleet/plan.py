@@ -28,7 +28,8 @@ class Plan:
     socket between its requests; after every `move_every` requests (0: never) it takes another one.
     `loss` is the share of datagrams, 0 to below 1, that are dropped each way. `drain_time` is how
     many seconds answers are waited for in the end; `retransmission_time` (seconds) is that of
-    handshakes, `reliability` that of requests.
+    handshakes, `reliability` that of requests. Each device observes the path `observe`, if there is
+    one, from its handshake on.
 
     Raises Misused for what cannot be, and for rates above `max_rate`.
     """
@@ -48,6 +49,7 @@ class Plan:
     handshake_timeout: float = HANDSHAKE_TIMEOUT
     retransmission_time: float = 1.0
     reliability: Reliability = field(default_factory=Reliability)
+    observe: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.max_rate <= HIGHEST_RATE:
@@ -70,6 +72,12 @@ class Plan:
             raise Misused(
                 f"{len(self.payload)} octets do not fit one datagram",
                 f"at most {MAX_PAYLOAD_LENGTH}",
+            )
+        if not all(self.observe):
+            raise Misused("a path to observe has an empty segment", "--observe led")
+        if self.sleep and self.observe:
+            raise Misused(
+                "a device that sleeps hears of nothing", "leave --sleep or --observe away"
             )
         if (self.sleep or self.move_every) and not self.connection_id:
             raise Misused(

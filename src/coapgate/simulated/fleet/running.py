@@ -10,12 +10,18 @@ from random import Random
 
 from coapgate.coap.content import TEXT
 from coapgate.dtls.client import Credential, State
-from coapgate.simulated.fleet.device import FleetDevice, Outcome, encode_request_tail
+from coapgate.simulated.fleet.device import (
+    FleetDevice,
+    Outcome,
+    encode_registration_tail,
+    encode_request_tail,
+)
 from coapgate.simulated.fleet.pace import Pace
 from coapgate.simulated.fleet.plan import Plan
 from coapgate.simulated.fleet.sockets import Sockets
 from coapgate.simulated.fleet.tally import Tally
 from coapgate.simulated.fleet.timers import GRANULARITY, NEVER, Timers
+from coapgate.simulated.message import render_code
 from coapgate.simulated.radio import Place
 
 _SHORTEST_TICK = 0.001
@@ -48,6 +54,7 @@ class Fleet:
         self._plan = plan
         self._random = Random(plan.seed)
         self._tail = encode_request_tail(plan.path, plan.payload, TEXT)
+        self._registration = encode_registration_tail(plan.observe)
         settings = plan.client_settings
         self._devices = [FleetDevice(each, settings, self._random) for each in credentials]
         self._sockets = Sockets(place, plan.loss, self._random, self.tally)
@@ -179,6 +186,9 @@ class Fleet:
         """Send what a device has to send, and act on what became of it."""
         self._sockets.send(device)
         self._timers.watch(device)
+        if device.notifications:
+            self.tally.notifications += device.notifications
+            device.notifications = 0
         if device.is_connecting:
             self._follow_handshake(device, now)
         elif outcome is not None:
@@ -199,7 +209,10 @@ class Fleet:
             self.tally.handshakes += 1
             self.tally.connection_ids += bool(client.sent_cid)
             self.tally.handshake_times.add(now - device.sent_at)
-            self._rest(device)
+            if self._plan.observe:
+                self._register(device)
+            else:
+                self._rest(device)
         elif client.state is State.CLOSED:
             self._shut_out(device, _reason(device))
         elif device.is_refused and not self.tally.handshakes:
@@ -223,6 +236,9 @@ class Fleet:
         """A request is over."""
         tally = self.tally
         self._asking -= 1
+        if device.is_registering:
+            self._count_registration(device, outcome)
+            return
         tally.echoes += device.echoes
         device.echoes = 0
         if outcome is Outcome.ANSWERED:
@@ -240,6 +256,23 @@ class Fleet:
             self._rest(device)
         else:
             self._end(device)
+
+    def _count_registration(self, device: FleetDevice, outcome: Outcome) -> None:
+        """A device observes, or does not."""
+        self.tally.echoes += device.echoes
+        device.echoes = 0
+        if outcome is Outcome.GIVEN_UP:
+            self.tally.not_observing["no answer"] += 1
+            device.client.close()
+            self._end(device)
+            return
+        if device.is_observing:
+            self.tally.observing += 1
+        elif outcome is Outcome.REJECTED:
+            self.tally.not_observing["rejected"] += 1
+        else:
+            self.tally.not_observing[render_code(device.code)] += 1
+        self._rest(device)
 
     def _end(self, device: FleetDevice) -> None:
         """A device has no association any more."""
@@ -295,11 +328,21 @@ class Fleet:
             return
         if plan.move_every and device.requests and not device.requests % plan.move_every:
             self.tally.moves += self._open(device)
-        now = self._loop.time()
-        reliability = plan.reliability
-        factor = 1 + (reliability.ack_random_factor - 1) * self._random.random()
-        device.ask(self._tail, reliability.ack_timeout * factor, now)
+        device.ask(self._tail, self._timeout(), self._loop.time())
         self.tally.sent += 1
+        self._follow_request(device)
+
+    def _register(self, device: FleetDevice) -> None:
+        device.observe(self._registration, self._timeout(), self._loop.time())
+        self._follow_request(device)
+
+    def _timeout(self) -> float:
+        """Seconds until a request is repeated for the first time."""
+        reliability = self._plan.reliability
+        factor = 1 + (reliability.ack_random_factor - 1) * self._random.random()
+        return reliability.ack_timeout * factor
+
+    def _follow_request(self, device: FleetDevice) -> None:
         self._asking += 1
         self._sockets.send(device)
         self._timers.watch(device)

@@ -73,6 +73,11 @@ class Tally:
         """Handshakes that came to nothing, by reason."""
         self.ended = 0
         """Associations that the server ended."""
+        self.observing = 0
+        """Registrations that were answered with an observation."""
+        self.not_observing: Counter[str] = Counter()
+        """Registrations that came to nothing, by what was answered."""
+        self.notifications = 0
         self.moves = 0
         self.sleeps = 0
         self.datagrams_sent = 0
@@ -95,8 +100,9 @@ class Tally:
 
     @property
     def went_well(self) -> bool:
-        """Whether every device got in, and every request that was due a response of class 2."""
-        return not (self.lost or self.not_sent or self.wrong or self.failed)
+        """Whether every device got in, and every request that was due a response of class 2; and
+        every device that was to observe does."""
+        return not (self.lost or self.not_sent or self.wrong or self.failed or self.not_observing)
 
     def fail(self, reason: str) -> None:
         """Count a handshake that came to nothing."""
