@@ -73,11 +73,11 @@ def test_a_credential_that_ends_soon_is_announced_once_a_day(house: House) -> No
     house.milestones.opened(ending)
     house.milestones.opened(ending)
     assert house.events == [("default", "sensor-1", "credential-expiring")]
-    assert house.said == [{"credential": "psk-7", "not_after": "2027-02-14T07:59:59Z"}]
+    assert house.said == [{"credential": "psk-7", "not_after": "2027-02-14T07:59:59.000Z"}]
 
     house.wall += SOON_INTERVAL
     house.milestones.opened(ending)
-    assert house.at == ["2027-01-15T08:00:00Z", "2027-01-16T08:00:00Z"]
+    assert house.at == ["2027-01-15T08:00:00.000Z", "2027-01-16T08:00:00.000Z"]
 
 
 @pytest.mark.parametrize("not_after", [None, WALL + SOON])

@@ -275,7 +275,7 @@ async def test_a_refusal_after_proof_is_told_once_a_minute(
     tenant, device, name, payload = gate.events[0]
     assert (tenant, device, name) == ("default", "sensor-1", "refused")
     assert json.loads(payload) == {
-        "at": "2027-01-15T08:00:00Z",
+        "at": "2027-01-15T08:00:00.000Z",
         "event": "refused",
         "reason": "disabled",
     }
