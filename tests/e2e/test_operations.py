@@ -18,6 +18,7 @@ from tests.gateway_fixtures import Install, StartGateway
 from tests.gateways import Installation, Running, parse_metrics, running_process
 from tests.peers import require
 from tests.programs import started
+from tests.waiting import until
 
 
 async def coapgate(installation: Installation, *command: str) -> tuple[int, str]:
@@ -159,6 +160,8 @@ async def test_every_refusal_has_a_series_and_devices_have_none(
 
     for credential in (credentials[0], credentials[10]):
         await visit(credential)
+    lists = gateway.gateway.upkeep.lists
+    await until(lambda: bool(lists.anchors), "the gateway looks at its anchors")
     few = await gateway.metrics()
     for credential in credentials:
         await visit(credential)
