@@ -124,18 +124,25 @@ class Backends:
         self._arm()
 
     async def run(self) -> None:
-        """Hear what the bus says until cancelled."""
+        """Hear what the bus says, until `stop` and what is under way then is done."""
         # One that is retained would be carried out at every start.
         self._connection.subscribe(self._requests, only_news=True)
         self._connection.subscribe(self._statuses)
         policy = self.policy
         async with asyncio.TaskGroup() as tasks:
-            intake = policy.intake.run(
+            reading = None
+            if policy.files is not None:
+                answer = policy.files.run(self._answer_file)
+                reading = tasks.create_task(answer, name="content files")
+            await policy.intake.run(
                 self._connection.acknowledge, self._done, self._clock, self._wall
             )
-            tasks.create_task(intake, name="intake")
-            if policy.files is not None:
-                tasks.create_task(policy.files.run(self._answer_file), name="content files")
+            if reading is not None:
+                reading.cancel()
+
+    def stop(self) -> None:
+        """Take no more requests; `run` ends."""
+        self.policy.intake.stop()
 
     async def close(self) -> None:
         """Write down what still waits. The bus is not heard any more."""
@@ -173,7 +180,8 @@ class Backends:
         self.policy.outbox.resume()
 
     def _hear_state(self, heard: Heard) -> None:
-        self.policy.states.hear(heard, self._clock())
+        if not self.policy.states.hear(heard, self._clock()):
+            self._connection.unsubscribe_stale(heard.topic)
         self._connection.acknowledge(heard)
 
     def _hear_status(self, heard: Heard) -> None:
@@ -312,7 +320,9 @@ class Words:
         """The devices' side."""
         self._layer = layer
 
-    def send(self, endpoint: Endpoint[Association], request: Request, now: float) -> None:
+    def send(
+        self, endpoint: Endpoint[Association], request: Request, ticket: int, now: float
+    ) -> None:
         """Send a request to a device."""
         self._layer.request(
             endpoint,
@@ -321,7 +331,7 @@ class Words:
             request.query,
             request.content_format,
             request.payload,
-            request.number,
+            ticket,
             now,
         )
 

@@ -68,6 +68,8 @@ IP_AND_UDP_HEADERS = 48
 """Octets of a packet that are not datagram: IPv6 and UDP."""
 REFRESH_INTERVAL = 0.5
 """Seconds after which one more key of an identity makes every handshake try as many."""
+TAKE_TIME = 1.0
+"""Seconds after SIGTERM in which requests that were taken are written down."""
 DRAIN_TIME = 2.5
 """Seconds that publications have to end after SIGTERM, of the 5 in which the process ends."""
 STOP_TIME = 3.8
@@ -228,13 +230,15 @@ async def _serving(
             # Devices are still heard: what they repeat is answered, what is new gets 5.03.
             deadline = time.monotonic() + STOP_TIME
             pump.stop()
-            from_bus.cancel()
+            backends.stop()
             try:
+                await asyncio.wait({from_bus}, timeout=TAKE_TIME)
                 await connection.drain(DRAIN_TIME)
             finally:
                 pump.close_all(udp.flush, deadline)
                 udp.close()
                 to_broker.cancel()
+                from_bus.cancel()
                 await backends.close()
 
 
@@ -428,6 +432,7 @@ def _connection_settings(settings: Settings) -> ConnectionSettings:
         private_key=mqtt.private_key,
         status_topic=topics.gateway_status_topic(mqtt.root, settings.node),
         keep_alive=mqtt.keep_alive,
+        session_expiry=mqtt.session_expiry,
         max_in_flight=mqtt.max_in_flight,
         hold_time=mqtt.hold_time,
         hold_messages=mqtt.hold_messages,

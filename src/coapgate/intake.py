@@ -58,6 +58,7 @@ class Intake:
         self._saved: set[int] = set()
         self._removed: list[int] = []
         self._work = asyncio.Event()
+        self._is_stopping = False
         self._seldom = Seldom()
 
     @property
@@ -88,6 +89,11 @@ class Intake:
         self._waiting.append(heard)
         self._work.set()
 
+    def stop(self) -> None:
+        """Take nothing new: what is not acknowledged the broker keeps for the next process."""
+        self._is_stopping = True
+        self._work.set()
+
     def settled(self, number: int) -> None:
         """The outcome of a request is on the bus: it need not be kept."""
         self._unsaved.pop(number, None)
@@ -103,11 +109,11 @@ class Intake:
         clock: Callable[[], float],
         wall: Callable[[], float],
     ) -> None:
-        """Take what comes; `done` is called after each tick."""
-        while True:
+        """Take what comes until `stop`; `done` is called after each tick."""
+        while not self._is_stopping:
             await self._work.wait()
             self._work.clear()
-            while self._waiting or self._removed:
+            while (self._waiting or self._removed) and not self._is_stopping:
                 taken = [self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))]
                 for heard in taken:
                     await self._take(heard, clock, wall)

@@ -28,6 +28,10 @@ class Told:
     answer: Answer | None = field(default=None, compare=False)
 
 
+class Endpoint:
+    """Where an association leads."""
+
+
 class Backend:
     """Deliveries with devices that are attached when the test says so."""
 
@@ -38,19 +42,23 @@ class Backend:
         self.sent: list[int] = []
         self.told: list[Told] = []
         self.refuse_with: str | None = None
-        self.deliveries: Deliveries[Key] = Deliveries(self, self.send, self.tell, limits)
+        self.tickets: dict[int, int] = {}
+        """Request -> the ticket that it went with last."""
+        self.newest: dict[Key, Endpoint] = {}
+        self.deliveries: Deliveries[Endpoint] = Deliveries(self, self.send, self.tell, limits)
         self._last = 0
 
-    def find(self, key: Key, association_id: bytes | None = None) -> Key | None:
-        return key if key in self.attached else None
+    def find(self, key: Key, association_id: bytes | None = None) -> Endpoint | None:
+        return self.newest[key] if key in self.attached else None
 
     def await_word(self, key: Key, *, awaited: bool) -> None:
         (self.awaited.add if awaited else self.awaited.discard)(key)
 
-    def send(self, endpoint: Key, request: Request, now: float) -> None:
+    def send(self, endpoint: Endpoint, request: Request, ticket: int, now: float) -> None:
         self.sent.append(request.number)
+        self.tickets[request.number] = ticket
         if self.refuse_with is not None:
-            self.deliveries.failed(request.number, self.refuse_with, now)
+            self.deliveries.failed(ticket, self.refuse_with, now)
 
     def tell(
         self,
@@ -64,7 +72,9 @@ class Backend:
         self.told.append(Told(settles, outcome.value, reason, answer))
 
     def attach(self, identity: Identity = SENSOR) -> None:
+        """One more association: from now on it is the newest."""
         self.attached.add((identity.tenant, identity.device))
+        self.newest[identity.tenant, identity.device] = Endpoint()
         self.deliveries.opened(identity)
 
     def detach(self, identity: Identity = SENSOR) -> None:
@@ -94,10 +104,10 @@ class Backend:
         return self._last
 
     def answer(self, number: int, code: int = Code.CHANGED, payload: bytes = b"") -> None:
-        self.deliveries.answered(number, code, None, payload, self.now)
+        self.deliveries.answered(self.tickets.get(number, -1), code, None, payload, self.now)
 
     def fail(self, number: int, failure: str) -> None:
-        self.deliveries.failed(number, failure, self.now)
+        self.deliveries.failed(self.tickets.get(number, -1), failure, self.now)
 
     def run_until(self, when: float) -> None:
         while (due := self.deliveries.next_timer()) is not None and due <= when:
@@ -268,6 +278,33 @@ def test_a_request_whose_association_ended_waits_for_the_next_one() -> None:
 
     assert backend.sent == [number, number]
     assert backend.told == [Told(number, "answered")]
+
+
+def test_a_device_that_comes_back_is_asked_there_when_it_speaks() -> None:
+    backend = Backend()
+    backend.attach()
+    number = backend.take()
+    lost = backend.tickets[number]
+    backend.attach()
+    assert backend.sent == [number]
+    backend.speak()
+    assert backend.sent == [number, number]
+
+    backend.deliveries.failed(lost, "timeout", backend.now)
+    backend.deliveries.answered(lost, Code.CHANGED, None, b"", backend.now)
+    assert backend.told == [], "nobody waits there any more"
+    backend.answer(number)
+
+    assert backend.told == [Told(number, "answered")]
+
+
+def test_a_device_that_speaks_where_it_is_asked_is_not_asked_twice() -> None:
+    backend = Backend()
+    backend.attach()
+    number = backend.take()
+    backend.deliveries.spoke(SENSOR, ASSOCIATION, backend.now)
+
+    assert backend.sent == [number]
 
 
 def test_an_association_that_is_gone_at_once_costs_no_attempt() -> None:

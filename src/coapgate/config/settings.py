@@ -145,6 +145,8 @@ class MqttSettings(_Section):
     """what every topic begins with"""
     keep_alive: int = Field(default=30, ge=5, le=3600)
     """seconds of silence until the broker is pinged"""
+    session_expiry: int = Field(default=86400, ge=0, le=31_536_000)
+    """seconds the broker keeps requests for devices while the gateway is away; 0 for none"""
     max_in_flight: int = Field(default=256, ge=1, le=65535)
     """publications without PUBACK at once; the broker's Receive Maximum may lower it"""
     hold_time: Seconds = Field(default=10.0, ge=0, le=90)

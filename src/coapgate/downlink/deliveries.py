@@ -2,8 +2,8 @@
 
 One request at a time is under way to a device. A device that did not acknowledge one is taken to be
 asleep until it speaks: what comes meanwhile waits, and so does the one that it did not acknowledge.
-A device may get a request twice if its acknowledgement was lost, or if the gateway was killed
-before it knew of the answer; never will two outcomes be told.
+A device may get a request twice if its acknowledgement was lost, or if the gateway was killed just
+then; while this process lives each has one outcome.
 """
 
 from __future__ import annotations
@@ -78,14 +78,19 @@ class _Waiting:
 
 
 class _Queue:
-    """What is to be sent to one device, and whether it listens."""
+    """What is to be sent to one device, and whether it listens.
 
-    __slots__ = ("is_asleep", "key", "under_way", "waiting")
+    What is under way has a ticket, and went to an endpoint.
+    """
+
+    __slots__ = ("endpoint", "is_asleep", "key", "ticket", "under_way", "waiting")
 
     def __init__(self, key: Key) -> None:
         self.key = key
         self.waiting: deque[_Waiting] = deque()
         self.under_way: _Waiting | None = None
+        self.ticket = 0
+        self.endpoint: object = None
         self.is_asleep = False
 
     def __len__(self) -> int:
@@ -103,14 +108,14 @@ _REASONS = {
 class Deliveries(Generic[E]):
     """Every request that has no outcome yet; one outcome is told for each.
 
-    `send` sends one to a device; its end comes by `answered` or `failed`, perhaps at once. `now` is
-    monotonic seconds. A request's number is its ticket.
+    `send` sends one to a device, with a ticket; its end comes by `answered` or `failed`, perhaps at
+    once. `now` is monotonic seconds.
     """
 
     def __init__(
         self,
         devices: Devices[E],
-        send: Callable[[E, Request, float], None],
+        send: Callable[[E, Request, int, float], None],
         tell: Tell,
         limits: Limits | None = None,
     ) -> None:
@@ -123,7 +128,9 @@ class Deliveries(Generic[E]):
         self._queues: dict[Key, _Queue] = {}
         self._count = 0
         self._size = 0
-        self._under_way: dict[int, _Queue] = {}
+        self._open: set[int] = set()
+        self._under_way: dict[int, _Queue] = {}  # by ticket
+        self._last_ticket = 0
         self._deadlines: list[tuple[float, int, _Queue, _Waiting]] = []
         self._waiting: dict[int, _Waiting] = {}
 
@@ -138,7 +145,7 @@ class Deliveries(Generic[E]):
 
     def is_pending(self, number: int) -> bool:
         """Whether a request still has no outcome."""
-        return number in self._waiting or number in self._under_way
+        return number in self._open
 
     def is_attached(self, key: Key) -> bool:
         """Whether a device is attached now."""
@@ -185,6 +192,8 @@ class Deliveries(Generic[E]):
         queue = self._queues.get((identity.tenant, identity.device))
         if queue is not None:
             self._await(queue)
+            if queue.under_way is not None:
+                self._devices.await_word(queue.key, awaited=True)
 
     def gone(self, identity: Identity) -> None:
         """A device has no association any more."""
@@ -201,6 +210,9 @@ class Deliveries(Generic[E]):
             self._devices.await_word((identity.tenant, identity.device), awaited=False)
             return
         queue.is_asleep = False
+        if queue.under_way is not None and queue.endpoint is not endpoint:
+            # It has come back, and what went to where it was may never be answered.
+            self._hold_again(queue, queue.under_way, now)
         self._send_next(queue, endpoint, now)
         self._await(queue)
         self._drop_if_idle(queue)
@@ -254,6 +266,7 @@ class Deliveries(Generic[E]):
             queue = self._queues[request.key] = _Queue(request.key)
         entry = _Waiting(request, deadline)
         self._count += 1
+        self._open.add(request.number)
         self._size += len(request.payload)
         queue.waiting.append(entry)
         self._wait(queue, entry)
@@ -261,8 +274,8 @@ class Deliveries(Generic[E]):
 
     def _hold_again(self, queue: _Queue, entry: _Waiting, now: float) -> None:
         """Its turn comes again, before that of all others."""
-        queue.under_way = None
-        del self._under_way[entry.request.number]
+        queue.under_way = queue.endpoint = None
+        del self._under_way[queue.ticket]
         if entry.deadline <= now:
             self._expire(queue, entry)
             return
@@ -288,9 +301,12 @@ class Deliveries(Generic[E]):
         del self._waiting[entry.request.number]
         entry.attempts += 1
         queue.under_way = entry
-        self._under_way[entry.request.number] = queue
+        queue.endpoint = endpoint
+        self._last_ticket += 1
+        queue.ticket = self._last_ticket
+        self._under_way[queue.ticket] = queue
         self.sent += 1
-        self._send(endpoint, entry.request, now)
+        self._send(endpoint, entry.request, queue.ticket, now)
 
     def _end(
         self,
@@ -306,8 +322,10 @@ class Deliveries(Generic[E]):
         if queue is None or queue.under_way is None:
             return
         entry, queue.under_way = queue.under_way, None
+        queue.endpoint = None
+        request = entry.request
         self._forget(entry)
-        self._conclude(entry.request.origin, outcome, ticket, reason=reason, answer=answer)
+        self._conclude(request.origin, outcome, request.number, reason=reason, answer=answer)
         if outcome is not RequestOutcome.EXPIRED:
             queue.is_asleep = False
             endpoint = self._devices.find(queue.key)
@@ -342,6 +360,7 @@ class Deliveries(Generic[E]):
 
     def _forget(self, entry: _Waiting) -> None:
         self._count -= 1
+        self._open.discard(entry.request.number)
         self._size -= len(entry.request.payload)
 
     def _conclude(

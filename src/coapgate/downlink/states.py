@@ -190,11 +190,11 @@ class States:
 
     # --- from the bus
 
-    def hear(self, heard: Heard, now: float) -> None:
-        """A publication on one of the topics that are subscribed to."""
+    def hear(self, heard: Heard, now: float) -> bool:
+        """A publication on one of the topics that are subscribed to; false: it is none of them."""
         state = self._states.get(heard.topic)
         if state is None:
-            return  # forgotten meanwhile
+            return False
         content = None
         if heard.payload or not heard.retain:
             content = Content.of(heard.payload, self._content_format(heard))
@@ -211,6 +211,7 @@ class States:
             self._make_room(heard.topic, state)
         elif content is not None:
             self._notify(state, content, now)
+        return True
 
     def complete(self, topic: str, now: float, *, found: bool) -> None:
         """All that is retained on a topic has come; not `found`: nothing is."""

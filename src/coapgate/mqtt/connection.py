@@ -65,7 +65,11 @@ class Connection:
         self._changed: Callable[[], None] = _unnoticed
         self._loop = asyncio.get_running_loop()
         hello = Hello(
-            settings.client_id, settings.username, settings.keep_alive, settings.status_topic
+            settings.client_id,
+            settings.username,
+            settings.keep_alive,
+            settings.status_topic,
+            settings.session_expiry,
         )
         self._client = Client(
             hello, self.publications, min(settings.keep_alive, settings.hold_time)
@@ -150,6 +154,11 @@ class Connection:
     def unsubscribe(self, topic_filter: str) -> None:
         """Hear it no longer."""
         self.subscriptions.unsubscribe(topic_filter)
+        self._ask_soon()
+
+    def unsubscribe_stale(self, topic: str) -> None:
+        """Hear no longer what an earlier process wanted to."""
+        self.subscriptions.unsubscribe_stale(topic)
         self._ask_soon()
 
     def acknowledge(self, heard: Heard) -> None:

@@ -6,6 +6,9 @@ be absent when the PINGRESP after the SUBACK has come (MQTT has no other mark of
 retained). Of a state only the newest publication counts, so a flood of them costs one place. Any
 other filter is a *feed*, heard at QoS 1: the broker waits for our acknowledgements.
 
+A broker that keeps our session delivers again what we had not acknowledged when the connection was
+lost; what we have taken already is acknowledged once more, and not heard twice.
+
 One SUBSCRIBE and one UNSUBSCRIBE are on their way at a time; what is wanted meanwhile goes with the
 next. A new connection subscribes to everything again.
 """
@@ -108,6 +111,7 @@ class Subscriptions:
         self._states: dict[tuple[str, bool], Heard] = {}
         self._size = 0
         self._is_feeds_turn = False
+        self._taken: dict[int, int] = {}  # packet identifier -> a hash of what it stood for
 
     def __len__(self) -> int:
         """Topic filters that are wanted."""
@@ -142,21 +146,28 @@ class Subscriptions:
         if self._connected:
             self._to_unsubscribe[topic_filter] = None
 
-    def connected(self) -> None:
-        """A new connection, and a new session: the broker knows nothing of what we want."""
+    def connected(self, *, is_resumed: bool = False) -> None:
+        """A new connection; `is_resumed`: the broker remembers the session of the last one."""
         self._connected = True
         self._connection += 1
+        if not is_resumed:
+            self._taken.clear()
         self._to_unsubscribe.clear()
         self._to_subscribe = dict.fromkeys(self._wanted)
 
     def lost(self) -> None:
-        """The connection is gone, and with it every subscription."""
+        """The connection is gone."""
         self._connected = False
         self._batch = None
         self._is_unsubscribing = False
         self._pings = self._pongs = 0
         self._found.clear()
         self._to_unsubscribe.clear()
+
+    def unsubscribe_stale(self, topic: str) -> None:
+        """The broker remembers a subscription that we do not: of an earlier process."""
+        if self._connected and topic not in self._wanted:
+            self._to_unsubscribe[topic] = None
 
     def ping(self) -> None:
         """Send a PINGREQ: their answers are counted."""
@@ -201,7 +212,14 @@ class Subscriptions:
         """The broker delivers something."""
         self.has_news = True
         topic = packet.topic
-        receipt = None if packet.packet_id is None else (self._connection, packet.packet_id)
+        packet_id = packet.packet_id
+        receipt = None if packet_id is None else (self._connection, packet_id)
+        if packet_id is not None:
+            content = hash((topic, packet.payload, packet.correlation_data))
+            if packet.duplicate and self._taken.get(packet_id) == content:
+                self.acknowledge(receipt)
+                return
+            self._taken[packet_id] = content
         heard = Heard(
             topic,
             packet.payload,
@@ -269,6 +287,9 @@ class Subscriptions:
         """Let the broker forget a publication; not on another connection than it came on."""
         if receipt is not None and self._connected and receipt[0] == self._connection:
             self._outgoing.append(PubAckPacket(receipt[1]).write())
+            if len(self._taken) > MAX_UNACKNOWLEDGED:
+                # The oldest: the broker has had our acknowledgement for long.
+                del self._taken[next(iter(self._taken))]
 
     def _receive_state(self, heard: Heard) -> None:
         if heard.retain and heard.topic in self._found:
