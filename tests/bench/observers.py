@@ -27,6 +27,8 @@ NOTIFICATIONS = 5000
 AT_ONCE = 32
 """Publications to observers that have not been told yet."""
 DEADLINE = 120.0
+CONNECT_RATE = 300.0
+"""Handshakes a second: few enough that an address has never too many under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ async def observing(bench: Bench) -> AsyncIterator[Observers]:
                     duration=3600.0,
                     path=(b"unused",),
                     payload=b"",
-                    connect_rate=1000.0,
+                    connect_rate=CONNECT_RATE,
                     max_rate=1e6,
                     observe=(PATH.encode(),),
                 ),
@@ -113,6 +115,7 @@ async def observing(bench: Bench) -> AsyncIterator[Observers]:
                     "all observe",
                     DEADLINE,
                 )
+                await asyncio.sleep(bench.scale.hold)
                 each = (resident_kib(gateway.pid) - before) / len(numbers)
                 yield Observers(fleet, gateway, topics, client, each)
             finally:
