@@ -141,6 +141,7 @@ class Contents:
         self.observed_paths: list[str] = []
         self.refusal: RequestRefused | None = None
         self.observe_refusal: RequestRefused | None = None
+        self.subscribe_refusal: RequestRefused | None = None
 
     def connect(self, layer: MessageLayer[FakeAssociation]) -> None:
         self._layer = layer
@@ -158,6 +159,8 @@ class Contents:
 
     def observed(self, identity: Identity, path: str) -> None:
         self.observed_paths.append(path)
+        if self.subscribe_refusal is not None:
+            raise self.subscribe_refusal
 
     def unobserved(self, identity: Identity, path: str) -> None:
         self.observed_paths.remove(path)

@@ -277,6 +277,36 @@ def test_what_may_not_be_observed_is_refused_and_not_observed(whole: bool) -> No
     assert (watch.count, watch.gate.contents.observed_paths) == (0, [])
 
 
+def test_what_cannot_be_subscribed_to_is_refused_and_not_observed() -> None:
+    watch = Watch()
+    watch.gate.contents.subscribe_refusal = RequestRefused(Code.SERVICE_UNAVAILABLE, max_age=3)
+
+    assert watch.ask().code == Code.SERVICE_UNAVAILABLE
+    assert (watch.count, watch.gate.contents.observed_paths) == (0, [])
+    assert len(watch.gate.layer.states) == 0
+
+
+@pytest.mark.parametrize("observe", [DEREGISTER, REGISTER])
+def test_an_observation_that_ends_before_its_answer_is_known_does_not_come_back(
+    observe: int,
+) -> None:
+    watch = Watch()
+    watch.gate.contents.is_slow = True
+    for message_id, value in ((1, REGISTER), (2, observe)):
+        options = ((OBSERVE, encode_uint(value)),)
+        octets = message(CON, Code.GET, message_id, "led", options=options)
+        watch.gate.receive(watch.endpoint, octets, START)
+
+    for ticket, _ in watch.gate.contents.asked:
+        watch.gate.layer.respond_content(ticket, text(1), START)
+
+    first, second = (Message.decode(octets) for octets in watch.gate.take())
+    assert first.opt.observe is None
+    assert (second.opt.observe is not None) == (observe == REGISTER)
+    assert watch.count == len(watch.gate.journal.kept) == (observe == REGISTER)
+    assert len(watch.notify(text(2))) == (observe == REGISTER)
+
+
 def test_when_the_state_is_gone_observers_are_told_and_forgotten() -> None:
     watch = Watch(Settings(confirm_every=100))
     watch.ask()
@@ -557,6 +587,19 @@ def test_what_may_not_be_observed_any_more_does_not_go_on() -> None:
     watch.ask()
     later = Watch()
     later.gate.contents.observe_refusal = RequestRefused(Code.FORBIDDEN)
+
+    later.gate.layer.restore_observations(
+        later.endpoint, tuple(watch.gate.journal.kept.values()), START
+    )
+
+    assert (later.count, later.gate.contents.observed_paths) == (0, [])
+
+
+def test_what_cannot_be_subscribed_to_any_more_does_not_go_on() -> None:
+    watch = Watch()
+    watch.ask()
+    later = Watch()
+    later.gate.contents.subscribe_refusal = RequestRefused(Code.SERVICE_UNAVAILABLE)
 
     later.gate.layer.restore_observations(
         later.endpoint, tuple(watch.gate.journal.kept.values()), START

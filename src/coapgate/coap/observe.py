@@ -224,15 +224,21 @@ class Observations(Generic[A]):
             self._tell(before, kept)
         return observation, is_first
 
+    def holds(self, observation: Observation[A]) -> bool:
+        """Whether it is one still: neither ended nor replaced."""
+        identity = observation.endpoint.identity
+        return observation in self._devices.get((identity.tenant, identity.device), ())
+
     def establish(self, observation: Observation[A], etag: bytes) -> None:
         """The registration is answered with the content of that ETag."""
         observation.etag = etag
         observation.is_established = True
         self._journal.added(observation.endpoint.association_id, observation.keep())
 
-    def restore(self, endpoint: Endpoint[A], kept: KeptObservation, now: float) -> bool:
-        """Go on with an observation of an earlier process, if there is room for it; whether it is
-        the path's first."""
+    def restore(
+        self, endpoint: Endpoint[A], kept: KeptObservation, now: float
+    ) -> tuple[Observation[A] | None, bool]:
+        """Go on with an observation of an earlier process; returns what `register` does."""
         wanted = None if kept.exponent is None else Block(0, False, kept.exponent)
         observation, is_first = self.register(
             endpoint, kept.token, kept.path, wanted, kept.accept, now
@@ -240,7 +246,7 @@ class Observations(Generic[A]):
         if observation is not None:
             observation.etag = kept.etag
             observation.is_established = observation.is_restored = True
-        return is_first
+        return observation, is_first
 
     def kept(self) -> Iterator[tuple[bytes, KeptObservation]]:
         """All that are established, with the association ids, as they are now."""
