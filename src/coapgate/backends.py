@@ -127,7 +127,7 @@ class Backends:
         """Hear what the bus says, until `stop` and what is under way then is done."""
         # One that is retained would be carried out at every start.
         self._connection.subscribe(self._requests, only_news=True)
-        self._connection.subscribe(self._statuses)
+        self._connection.subscribe(self._statuses, at_most_once=True)
         policy = self.policy
         async with asyncio.TaskGroup() as tasks:
             reading = None

@@ -116,7 +116,11 @@ class Intake:
             while (self._waiting or self._removed) and not self._is_stopping:
                 taken = [self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))]
                 for heard in taken:
-                    await self._take(heard, clock, wall)
+                    try:
+                        await self._take(heard, clock, wall)
+                    except Exception:
+                        # One that fails must not take the others with it.
+                        log.exception("request not taken")
                 done()
                 await self.save(clock())
                 for heard in taken:

@@ -95,3 +95,17 @@ async def test_what_is_retained_is_not_heard_where_only_news_counts(broker: Mosq
         await until(lambda: bool(publications(one)), "the news are heard")
 
     assert [each.topic for each in publications(one)] == [f"{root}/new"]
+
+
+async def test_more_is_heard_at_once_than_a_broker_queues(broker: Mosquitto) -> None:
+    root = uuid4().hex
+    async with backend(broker) as client, running(broker, settings()) as one:
+        for number in range(3000):
+            one.publish(f"{root}/{number}/status", b"x" * 100, retain=True, ticket=number)
+            if number % 100 == 99:
+                await one.ended_at_least(number + 1)
+        await client.publish(f"{root}/last/status", b"", qos=1)
+        one.connection.subscribe(f"{root}/+/status", at_most_once=True)
+        await until(lambda: bool(complete(one)), "all that is retained has come")
+
+    assert len(publications(one)) == 3000

@@ -145,10 +145,20 @@ class Connection:
         self._changed = changed
 
     def subscribe(
-        self, topic_filter: str, *, is_state: bool = False, only_news: bool = False
+        self,
+        topic_filter: str,
+        *,
+        is_state: bool = False,
+        only_news: bool = False,
+        at_most_once: bool = False,
     ) -> None:
-        """Hear a topic filter, on this connection and on those that follow it."""
-        self.subscriptions.subscribe(topic_filter, is_state=is_state, only_news=only_news)
+        """Hear a topic filter, on this connection and on those that follow it.
+
+        What the words mean is in `Subscriptions`.
+        """
+        self.subscriptions.subscribe(
+            topic_filter, is_state=is_state, only_news=only_news, at_most_once=at_most_once
+        )
         self._ask_soon()
 
     def unsubscribe(self, topic_filter: str) -> None:

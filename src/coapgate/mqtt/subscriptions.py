@@ -94,7 +94,7 @@ class Subscriptions:
         """Something may wait to be looked at; whoever looks resets it."""
         self._outgoing = outgoing
         self._wanted: dict[str, bool] = {}  # topic filter -> is a state
-        self._only_news: set[str] = set()
+        self._options: dict[str, tuple[QoS, RetainHandling]] = {}
         self._to_subscribe: dict[str, None] = {}
         self._to_unsubscribe: dict[str, None] = {}
         self._connected = False
@@ -123,15 +123,23 @@ class Subscriptions:
         return None if self._batch is None else self._sent_at
 
     def subscribe(
-        self, topic_filter: str, *, is_state: bool = False, only_news: bool = False
+        self,
+        topic_filter: str,
+        *,
+        is_state: bool = False,
+        only_news: bool = False,
+        at_most_once: bool = False,
     ) -> None:
         """Want to hear a topic filter; `Complete` or `Refusal` follows, once per connection.
 
         A state that is heard already is looked up anew. `only_news`: not what is retained.
+        `at_most_once`: at QoS 0, for a feed of which more is retained than brokers queue at QoS 1.
         """
         self._wanted[topic_filter] = is_state
-        if only_news:
-            self._only_news.add(topic_filter)
+        self._options[topic_filter] = (
+            QoS.AT_MOST_ONCE if is_state or at_most_once else QoS.AT_LEAST_ONCE,
+            RetainHandling.SEND_NEVER if only_news else RetainHandling.SEND_ALWAYS,
+        )
         self._to_unsubscribe.pop(topic_filter, None)
         self._to_subscribe[topic_filter] = None
 
@@ -139,6 +147,7 @@ class Subscriptions:
         """Want to hear it no longer."""
         if self._wanted.pop(topic_filter, None) is None:
             return
+        del self._options[topic_filter]
         self._to_subscribe.pop(topic_filter, None)
         self._found.pop(topic_filter, None)
         for retain in (True, False):
@@ -187,20 +196,15 @@ class Subscriptions:
             self._is_granted = False
             filters = []
             for topic_filter in self._batch:
-                is_state = self._wanted[topic_filter]
-                if is_state:
+                if self._wanted[topic_filter]:
                     self._found[topic_filter] = False
-                qos = QoS.AT_MOST_ONCE if is_state else QoS.AT_LEAST_ONCE
+                qos, retain_handling = self._options[topic_filter]
                 filters.append(
                     TopicFilter(
                         topic_filter,
                         max_qos=qos,
                         retain_as_published=True,
-                        retain_handling=(
-                            RetainHandling.SEND_NEVER
-                            if topic_filter in self._only_news
-                            else RetainHandling.SEND_ALWAYS
-                        ),
+                        retain_handling=retain_handling,
                     )
                 )
             self._outgoing.append(SubscribePacket(SUBSCRIBE_ID, filters).write())
