@@ -1,7 +1,7 @@
 """`make bench`: what a request, a handshake, an association and a restart cost, from outside.
 
-    python -m tests.bench                      all of it, three times: about ten minutes
-    python -m tests.bench --quick              all of it once, smaller: about two minutes
+    python -m tests.bench                      all of it, three times: about fifteen minutes
+    python -m tests.bench --quick              all of it once, smaller: about three minutes
     python -m tests.bench request-50 request-500 --repeats 1
 
 Needs mosquitto; gcc and libssl-dev for the fast load generator, without which a slower one in
