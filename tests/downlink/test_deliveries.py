@@ -490,3 +490,5 @@ def test_whatever_happens_every_request_has_exactly_one_outcome(
     assert sorted(told.number or 0 for told in backend.told) == taken
     assert len(backend.deliveries) == 0
     assert backend.deliveries.held == 0
+    assert not backend.deliveries._queues, "nothing is remembered of devices that want nothing"
+    assert not backend.awaited

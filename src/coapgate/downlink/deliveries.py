@@ -235,7 +235,7 @@ class Deliveries(Generic[E]):
         elif failure in _REASONS:
             self._end(ticket, RequestOutcome.REJECTED, now, reason=_REASONS[failure])
         elif failure == "timeout":
-            queue.is_asleep = True
+            queue.is_asleep = self.is_attached(queue.key)
             if entry.attempts >= self._limits.attempts or not self._limits.holds:
                 reason = "the device does not acknowledge it"
                 self._end(ticket, RequestOutcome.EXPIRED, now, reason=reason)
@@ -383,6 +383,7 @@ class Deliveries(Generic[E]):
     def _drop_if_idle(self, queue: _Queue) -> None:
         if not len(queue) and not queue.is_asleep and self._queues.get(queue.key) is queue:
             del self._queues[queue.key]
+            self._devices.await_word(queue.key, awaited=False)
 
 
 def deadline_of(request: Request, now: float, wall: float) -> float:
