@@ -12,12 +12,9 @@ from coapgate.coap.endpoint import Endpoint
 from coapgate.coap.messages import MessageLayer
 from coapgate.coap.requests import Failure
 from coapgate.content_files import ContentFiles
-from coapgate.downlink.deliveries import Deliveries, Key
-from coapgate.downlink.outcomes import Answer, Renderer, RequestOutcome
-from coapgate.downlink.requests import Origin, Request
+from coapgate.downlink.deliveries import Deliveries
 from coapgate.downlink.states import States
 from coapgate.dtls.association import Association
-from coapgate.dtls.server import Server
 from coapgate.intake import Intake
 from coapgate.lifecycle import Lifecycle
 from coapgate.logs import Seldom
@@ -26,42 +23,8 @@ from coapgate.mqtt import topics
 from coapgate.mqtt.connection import Connection
 from coapgate.mqtt.subscriptions import Complete, Heard, Refusal
 from coapgate.outbox import Notice, Outbox
-from coapgate.sessions import Sessions
 
 log = logging.getLogger(__name__)
-
-
-class AttachedDevices:
-    """Devices by name, as far as they are attached: `downlink.deliveries.Devices`."""
-
-    def __init__(self, sessions: Sessions, server: Server) -> None:
-        self._sessions = sessions
-        self._server = server
-
-    def find(self, key: Key, association_id: bytes | None = None) -> Endpoint[Association] | None:
-        """The endpoint of an association of a device, or of its newest."""
-        attached = self._sessions.find(*key)
-        if association_id is not None:
-            attached = (association_id,) if association_id in attached else ()
-        for each in reversed(attached):
-            association = self._server.find(each)
-            if association is not None and association.is_open:
-                # Serving put it there, or has not yet.
-                endpoint: Endpoint[Association] | None = association.endpoint  # type: ignore[assignment]
-                if endpoint is not None:
-                    return endpoint
-        return None
-
-    def is_attached(self, tenant: Tenant, device: DeviceId) -> bool:
-        """Whether a device has an association."""
-        return bool(self._sessions.find(tenant, device))
-
-    def await_word(self, key: Key, *, awaited: bool) -> None:
-        """Whether it is to be told when the device speaks next."""
-        for each in self._sessions.find(*key):
-            association = self._server.find(each)
-            if association is not None and association.endpoint is not None:
-                association.endpoint.is_awaited = awaited  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,54 +262,3 @@ class Backends:
         self.policy.deliveries.handle_timer(now)
         self.policy.outbox.handle_timer(now)
         self._done()
-
-
-class Words:
-    """Speaks for `Deliveries`: requests to devices, outcomes to backends."""
-
-    def __init__(
-        self,
-        outbox: Outbox,
-        renderer: Renderer,
-        clock: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
-        self._outbox = outbox
-        self._renderer = renderer
-        self._clock = clock
-        self._wall = wall
-
-    def connect(self, layer: MessageLayer[Association]) -> None:
-        """The devices' side."""
-        self._layer = layer
-
-    def send(
-        self, endpoint: Endpoint[Association], request: Request, ticket: int, now: float
-    ) -> None:
-        """Send a request to a device."""
-        self._layer.request(
-            endpoint,
-            request.code,
-            request.origin.path,
-            request.query,
-            request.content_format,
-            request.payload,
-            ticket,
-            now,
-        )
-
-    def tell(
-        self,
-        origin: Origin,
-        outcome: RequestOutcome,
-        *,
-        reason: str = "",
-        answer: Answer | None = None,
-        settles: int | None = None,
-    ) -> None:
-        """Publish an outcome."""
-        notice = self._renderer.render(
-            origin, outcome, self._wall(), reason=reason, answer=answer, settles=settles
-        )
-        if notice is not None:
-            self._outbox.put(notice, self._clock())
