@@ -364,6 +364,7 @@ def _connection_settings(settings: Settings) -> ConnectionSettings:
         status_topic=topics.gateway_status_topic(mqtt.root, settings.node),
         keep_alive=mqtt.keep_alive,
         session_expiry=mqtt.session_expiry,
+        max_received_packet=mqtt.max_received_packet,
         max_in_flight=mqtt.max_in_flight,
         hold_time=mqtt.hold_time,
         hold_messages=mqtt.hold_messages,

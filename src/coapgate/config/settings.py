@@ -147,6 +147,8 @@ class MqttSettings(_Section):
     """seconds of silence until the broker is pinged"""
     session_expiry: int = Field(default=86400, ge=0, le=31_536_000)
     """seconds the broker keeps requests for devices while the gateway is away; 0 for none"""
+    max_received_packet: int = Field(default=8_388_608, ge=65_536, le=268_435_455)
+    """octets of a packet from the broker, such as a state or firmware that is retained"""
     max_in_flight: int = Field(default=256, ge=1, le=65535)
     """publications without PUBACK at once; the broker's Receive Maximum may lower it"""
     hold_time: Seconds = Field(default=10.0, ge=0, le=90)

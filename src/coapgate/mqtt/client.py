@@ -39,8 +39,6 @@ ACK_TIMEOUT = 30.0
 """Seconds a broker that is there may take for a PUBACK; then the connection counts as dead."""
 MIN_SILENCE = 5.0
 """Seconds in which a broker may always be silent: a busy one stalls for two."""
-MAX_RECEIVED_PACKET = 8 << 20
-"""Octets of a packet to us, announced as Maximum Packet Size: firmware has a few MiB."""
 
 MAX_QUOTED = 128
 """Characters of what a broker says that go into a log line."""
@@ -101,6 +99,7 @@ class Hello:
 
     `keep_alive` in whole seconds, and so is `session_expiry`: for how long the broker keeps the
     session; 0: every connection starts clean. `status_topic` None: no status, no Will.
+    `max_received_packet` in octets: what is larger the broker keeps to itself.
     """
 
     client_id: str
@@ -108,6 +107,7 @@ class Hello:
     keep_alive: int = 30
     status_topic: str | None = None
     session_expiry: int = 0
+    max_received_packet: int = 8 << 20
 
 
 class Client:
@@ -158,7 +158,7 @@ class Client:
             keep_alive=hello.keep_alive,
             session_expiry_interval=hello.session_expiry,
             receive_max=MAX_UNACKNOWLEDGED,
-            max_packet_size=MAX_RECEIVED_PACKET,
+            max_packet_size=hello.max_received_packet,
         )
         self._outgoing.append(connect.write())
         self._forget_octets()
@@ -205,7 +205,7 @@ class Client:
         self._buffer = data[position:]
         if self._buffer and self.state is not State.OVER:
             self._missing = _missing(self._buffer)
-            if self._missing + len(self._buffer) > MAX_RECEIVED_PACKET:
+            if self._missing + len(self._buffer) > self._hello.max_received_packet:
                 self._receive_malformed(data)
 
     def lost(self, now: float, *, cut: bool) -> None:

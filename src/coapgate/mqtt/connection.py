@@ -70,6 +70,7 @@ class Connection:
             settings.keep_alive,
             settings.status_topic,
             settings.session_expiry,
+            settings.max_received_packet,
         )
         self._client = Client(
             hello, self.publications, min(settings.keep_alive, settings.hold_time)
