@@ -179,7 +179,12 @@ async def _serving(
     layer: MessageLayer[Association] = MessageLayer(
         pump.server.traffic.send,
         HotPath(uplinks, bridge),
-        DeviceRates(settings.limits.device_rate, settings.limits.device_burst),
+        DeviceRates(
+            settings.limits.device_rate,
+            settings.limits.device_burst,
+            block_rate=settings.limits.block_rate,
+            block_burst=settings.limits.block_burst,
+        ),
         _coap_settings(settings),
         prove_path=pump.server.traffic.prove_path,
         answered=pump.server.traffic.remember_answer,

@@ -221,6 +221,8 @@ class Gate:
         max_absent: int = 4096,
         site: Site | None = None,
         max_packet_size: int | None = None,
+        block_rate: float = 1000.0,
+        block_burst: int = 10_000,
     ) -> None:
         self.publisher = RecordingPublisher()
         self.silent_site = SilentSite()
@@ -231,7 +233,9 @@ class Gate:
             self.publisher, "coapgate", lambda: max_packet_size, jitter=lambda low, high: low
         )
         self.uplinks.begin(WALL)
-        self.rates = DeviceRates(rate, burst, max_absent)
+        self.rates = DeviceRates(
+            rate, burst, max_absent, block_rate=block_rate, block_burst=block_burst
+        )
         self.sent: list[tuple[FakeAssociation, bytes]] = []
         self.withheld: list[bytes] = []
         self.answers: list[tuple[int, bytes]] = []

@@ -133,6 +133,7 @@ class MessageLayer(Generic[A]):
         self._transmit = transmit
         self._requests = requests
         self._take_allowance = rates.take
+        self._take_block = rates.take_block
         self._rng = rng or random.Random()
         self._opened = 0
         self._spoke = downlinks.spoke
@@ -348,7 +349,8 @@ class MessageLayer(Generic[A]):
         now: float,
     ) -> None:
         """Ask a device: a CON with method `code`. Path segments are joined by `/`, arguments of the
-        query by `&`. `Downlinks.answered` or `failed` follows once, perhaps at once.
+        query by `&`, percent-encoded as `topics.query_text` writes them. `Downlinks.answered` or
+        `failed` follows once, perhaps at once.
         """
         self.device_requests.send(endpoint, code, path, query, content_format, payload, ticket, now)
 
@@ -407,16 +409,16 @@ class MessageLayer(Generic[A]):
     ) -> Request | None:
         """Look after what few requests have; the request with its whole body, or None: answered.
 
-        A block that goes on where the last one ended costs nothing of the device's allowance: the
-        whole body counts as the one request that it is.
+        A block that goes on where the last one ended costs nothing of the device's requests, as the
+        whole body is one: there are blocks beside them in its allowance.
         """
         extensions = request.extensions
         assert extensions is not None
         block1, block2 = extensions.block1, extensions.block2
-        if not (
-            (block1 is not None and self.assembly.continues(endpoint, request, block1))
-            or (block2 is not None and self.states.continues(endpoint, request, block2))
-        ):
+        goes_on = (block1 is not None and self.assembly.continues(endpoint, request, block1)) or (
+            block2 is not None and self.states.continues(endpoint, request, block2)
+        )
+        if not goes_on or not self._take_block(allowance, now):
             wait = self._take_allowance(allowance, now)
             if wait:
                 raise self._limit(wait)

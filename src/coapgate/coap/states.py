@@ -306,9 +306,13 @@ class States(Generic[A]):
         if block is not None and (block.more or block.number):
             key = _key(endpoint, path)
             next_at = block.offset + len(payload)
-            if self._downloads.find(key) is content:
+            is_kept = self._downloads.find(key) is content
+            if not block.more:
+                if is_kept:
+                    self._downloads.drop(key)  # read to its end
+            elif is_kept:
                 self._downloads.advance(key, next_at, now)
-            elif block.more:
+            else:
                 self._downloads.keep(key, content, next_at, now)
         return _options(content, order, block), payload
 

@@ -116,6 +116,10 @@ class LimitSettings(_Section):
     """requests a second; above it the answer is 4.29 with Max-Age"""
     device_burst: int = Field(default=50, ge=1, le=1_000_000)
     """requests at once after a pause"""
+    block_rate: Rate = 1000.0
+    """blocks a second that go on with a body; a body is one request, whatever its blocks"""
+    block_burst: int = Field(default=10_000, ge=1, le=1_000_000)
+    """blocks at once after a pause"""
     associations_per_device: int = Field(default=4, ge=1, le=64)
     """associations at once; the newest win"""
 
