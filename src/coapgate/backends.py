@@ -171,7 +171,7 @@ class Backends:
 
     def find(self, identity: Identity, path: str, ticket: int, now: float) -> None:
         policy = self.policy
-        if policy.files is not None and path.startswith(policy.files_path):
+        if policy.files is not None and self._is_file(path):
             policy.states.check_readable(identity, path)
             name = path.removeprefix(policy.files_path)
             if not policy.files.ask(identity.tenant, name, ticket):
@@ -184,10 +184,15 @@ class Backends:
         self.policy.states.check_observable(identity, path)
 
     def observed(self, identity: Identity, path: str) -> None:
-        self.policy.states.observed(identity, path)
+        if not self._is_file(path):  # nobody tells of a new file
+            self.policy.states.observed(identity, path)
 
     def unobserved(self, identity: Identity, path: str) -> None:
-        self.policy.states.unobserved(identity, path)
+        if not self._is_file(path):
+            self.policy.states.unobserved(identity, path)
+
+    def _is_file(self, path: str) -> bool:
+        return self.policy.files is not None and path.startswith(self.policy.files_path)
 
     def _answer_file(self, ticket: int, content: Content | None) -> None:
         self._layer.respond_content(ticket, content, self._clock())

@@ -54,11 +54,17 @@ def build_backends(
             per_device=downlink.held_per_device,
             messages=downlink.held_messages,
             size=downlink.held_size,
+            share=downlink.tenant_share,
             attempts=downlink.attempts,
         ),
     )
     parser = Parser(
-        root, rights, formats, hold_time=downlink.hold_time, max_body=settings.coap.max_body
+        root,
+        rights,
+        formats,
+        hold_time=downlink.hold_time,
+        max_body=settings.coap.max_body,
+        max_hold_time=downlink.max_hold_time,
     )
     store = registry if downlink.hold == "registry" else None
     intake = Intake(parser, deliveries, registry, store, settings.node)

@@ -168,12 +168,16 @@ class DownlinkSettings(_Section):
     """where a request waits for a device that does not listen: none rejects it at once"""
     hold_time: Seconds = Field(default=86400.0, ge=1, le=31_536_000)
     """seconds a request waits for its device if its Message Expiry Interval does not say"""
+    max_hold_time: Seconds = Field(default=604_800.0, ge=1, le=31_536_000)
+    """seconds a request waits for its device at most, whatever it says"""
     held_per_device: int = Field(default=16, ge=1, le=4096)
     """requests that wait for one device; the next is rejected"""
     held_messages: int = Field(default=10_000, ge=1, le=10_000_000)
     """requests that wait in all; the next is rejected"""
     held_size: int = Field(default=67_108_864, ge=65_536, le=4_294_967_296)
     """octets of the bodies of requests that wait in all"""
+    tenant_share: float = Field(default=0.5, gt=0, le=1, allow_inf_nan=False)
+    """part of downlink.held_messages and downlink.held_size that one tenant may have"""
     attempts: int = Field(default=4, ge=1, le=100)
     """times a request is sent to a device that does not acknowledge it, until it has expired"""
     look_up_time: Seconds = Field(default=5.0, ge=0.5, le=60)

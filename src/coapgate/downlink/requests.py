@@ -92,6 +92,7 @@ class Parser:
         *,
         hold_time: float,
         max_body: int,
+        max_hold_time: float = 604_800.0,
         first_number: int = 1,
     ) -> None:
         self.next_number = first_number
@@ -100,6 +101,7 @@ class Parser:
         self._rights = rights
         self._formats = formats
         self._hold_time = hold_time
+        self._max_hold_time = max_hold_time
         self._max_body = max_body
 
     def parse(self, heard: Heard, wall: float) -> Request | Rejection | None:
@@ -142,6 +144,7 @@ class Parser:
         except ValueError as error:
             return Rejection(origin, str(error))
         expires_in = self._hold_time if heard.expires_in is None else heard.expires_in
+        expires_in = min(expires_in, self._max_hold_time)
         number = self.next_number
         self.next_number += 1
         return Request(

@@ -167,6 +167,7 @@ class States:
 
     def check_observable(self, identity: Identity, path: str) -> None:
         """See `coap.states.Contents`."""
+        self.check_readable(identity, path)
         rule = self._rights.of(identity.tenant).observe
         if rule is not None and not rule.allows(path):
             self._forbid("observe")
@@ -207,7 +208,7 @@ class States:
             if was_known == self._bus.connects or is_news:
                 self._notify(state, content, now)
             state.connection = self._bus.connects
-            self._answer(heard.topic, state, now)
+            self._answer(heard.topic, state, content, now)
             self._make_room(heard.topic, state)
         elif content is not None:
             self._notify(state, content, now)
@@ -224,15 +225,13 @@ class States:
         state.connection = self._bus.connects
         if is_news:
             self._notify(state, None, now)
-        self._answer(topic, state, now)
+        self._answer(topic, state, None, now)
 
     def refused(self, topic: str, now: float) -> None:
         """The broker does not let us hear a topic."""
         state = self._states.get(topic)
         if state is not None:
             self._give_up(topic, state, now)
-            if not state.is_observed:
-                self._forget(topic)
 
     # --- time
 
@@ -250,8 +249,6 @@ class States:
             if due > now:
                 break
             self._give_up(topic, self._states[topic], now)
-            if not self._states[topic].is_observed:
-                self._forget(topic)
         while self._idle:
             topic, state = next(iter(self._idle.items()))
             if state.used_at + self._linger_time > now:
@@ -269,13 +266,15 @@ class States:
         return state
 
     def _touch(self, topic: str, state: _State, now: float) -> None:
-        if not state.is_observed:
+        if not state.is_observed and self._states.get(topic) is state:
             state.used_at = now
             self._idle.pop(topic, None)
             self._idle[topic] = state
 
-    def _answer(self, topic: str, state: _State, now: float) -> None:
-        """Whoever asked gets what is known now."""
+    def _answer(self, topic: str, state: _State, content: Content | None, now: float) -> None:
+        """Whoever asked gets what is known now; an answer may end an observation, and with it
+        what is known.
+        """
         tickets, state.asking = state.asking, None
         self._asked.pop(topic, None)
         if tickets is None:
@@ -283,7 +282,7 @@ class States:
         self._asking -= len(tickets)
         self._touch(topic, state, now)
         for ticket in tickets:
-            self._answers.respond_content(ticket, state.content, now)
+            self._answers.respond_content(ticket, content, now)
 
     def _give_up(self, topic: str, state: _State, now: float) -> None:
         tickets, state.asking = state.asking, None
@@ -291,6 +290,9 @@ class States:
         for ticket in tickets or ():
             self._asking -= 1
             self._answers.refuse(ticket, self.turn_away(), now)
+        # A refusal may have ended the observation, and with it what is known.
+        if self._states.get(topic) is state and not state.is_observed:
+            self._forget(topic)
 
     def _notify(self, state: _State, content: Content | None, now: float) -> None:
         if state.is_observed:
