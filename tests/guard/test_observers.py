@@ -8,7 +8,7 @@ from tests.guard.observers import measure_observers
 OBSERVER = 560.0
 """Octets of one, its registration that is remembered for a repetition included."""
 OBSERVER_OBJECTS = 2.1
-NOTIFICATION = 42.0
+NOTIFICATION = 42.5
 """Calls of a confirmable one, from the message layer to the record layer, and of its ACK; a dozen
 are the test's."""
 
