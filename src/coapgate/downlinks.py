@@ -41,6 +41,7 @@ def build_backends(
     Raises StartError if the folder of files cannot be read.
     """
     root, downlink = settings.mqtt.root, settings.downlink
+    connection.subscriptions.max_feed_payload = settings.coap.max_body
     formats = ContentFormats(CONTENT_TYPES)
     devices = AttachedDevices(pump.sessions, pump.server)
     outbox = Outbox(connection, downlink.events)

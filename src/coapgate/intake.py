@@ -18,6 +18,8 @@ from coapgate.registry.base import HeldRequest, HeldRequests
 
 MAX_WAITING = 1024
 """Requests that wait to be looked at; of those at QoS 0 the next is dropped."""
+MAX_SIZE = 16 << 20
+"""Octets of their bodies."""
 AT_ONCE = 32
 """Requests that are looked at in one tick of the loop, and written to disk together."""
 log = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ class Intake:
         self._store = store
         self._node = node
         self._waiting: deque[Heard] = deque()
+        self._size = 0
         self._unsaved: dict[int, Request] = {}
         self._saved: set[int] = set()
         self._removed: list[int] = []
@@ -83,10 +86,12 @@ class Intake:
 
     def take(self, heard: Heard) -> None:
         """A request came."""
-        if heard.receipt is None and len(self._waiting) >= MAX_WAITING:
+        is_full = len(self._waiting) >= MAX_WAITING or self._size >= MAX_SIZE
+        if heard.receipt is None and is_full:
             self.dropped += 1
             return
         self._waiting.append(heard)
+        self._size += len(heard.payload)
         self._work.set()
 
     def stop(self) -> None:
@@ -116,11 +121,13 @@ class Intake:
             while (self._waiting or self._removed) and not self._is_stopping:
                 taken = [self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))]
                 for heard in taken:
+                    self._size -= len(heard.payload)
                     try:
                         await self._take(heard, clock, wall)
                     except Exception:
                         # One that fails must not take the others with it.
-                        log.exception("request not taken")
+                        if count := self._seldom.count("not taken", clock()):
+                            log.exception("request not taken", extra={"count": count})
                 done()
                 await self.save(clock())
                 for heard in taken:

@@ -179,7 +179,7 @@ def test_long_correlation_data_is_rejected_and_not_sent_back() -> None:
 
 def test_a_body_beyond_the_limit_is_rejected() -> None:
     assert parsed(heard(TOPIC, b"x" * 1024)).payload == b"x" * 1024
-    assert reason(heard(TOPIC, b"x" * 1025)) == "body has more than 1024 octets"
+    assert reason(heard(TOPIC, b"x" * 1025)).startswith("body has more than 1024 octets")
 
 
 @pytest.mark.parametrize("query", ["a\x00", "q" * 1025])

@@ -231,12 +231,12 @@ def test_a_feed_is_heard_while_a_state_never_rests() -> None:
 def test_a_flood_at_qos_0_is_dropped_and_counted_beyond_its_bound() -> None:
     ear = connected()
     ear.subscribe("feed/#", is_state=False)
-    for _ in range(70):
+    for _ in range(20):
         ear.receive(*[PublishPacket("feed/x", b"")] * 1000)
     last = PublishPacket("feed/last", b"", qos=QoS.AT_LEAST_ONCE, packet_id=7)
     ear.receive(last)
 
-    assert ear.subscriptions.dropped == 70_000 - MAX_FEED
+    assert ear.subscriptions.dropped == 20_000 - MAX_FEED
     heard = ear.heard()
     assert len(heard) == MAX_FEED + 1
     assert isinstance(heard[-1], Heard)
@@ -387,3 +387,38 @@ def test_what_is_published_again_says_so_to_a_broker_that_remembers(is_resumed: 
 
     (publish,) = (packet for packet in ear.sent() if isinstance(packet, PublishPacket))
     assert publish.duplicate == is_resumed
+
+
+def test_of_a_feed_no_large_body_is_kept() -> None:
+    ear = connected()
+    ear.subscriptions.max_feed_payload = 100
+    ear.receive(PublishPacket("feed/x", b"x" * 101), PublishPacket("feed/y", b"y" * 100))
+    properties = [("name", "x" * 5000)] * 2
+    ear.receive(PublishPacket("feed/z", b"z", user_properties=properties))
+
+    cut, whole, odd = ear.heard()
+    assert isinstance(cut, Heard)
+    assert isinstance(whole, Heard)
+    assert isinstance(odd, Heard)
+    assert (cut.is_cut, cut.payload) == (True, b"")
+    assert (whole.is_cut, whole.payload) == (False, b"y" * 100)
+    assert (odd.is_cut, odd.payload, odd.properties) == (True, b"", [])
+
+
+def test_what_waits_of_feeds_at_qos_0_is_bounded_in_octets() -> None:
+    ear = connected()
+    for _ in range(100):
+        ear.receive(PublishPacket("feed/x", b"x" * (1 << 20)))
+
+    assert 60 <= 100 - ear.subscriptions.dropped <= 64
+    assert len(ear.heard()) == 100 - ear.subscriptions.dropped
+    ear.receive(PublishPacket("feed/x", b"room again"))
+    assert len(ear.heard()) == 1
+
+
+def test_what_is_retained_is_heard_whole_however_much_it_is() -> None:
+    ear = connected()
+    for _ in range(20):
+        ear.receive(*[PublishPacket("feed/status", b"", retain=True)] * 1000)
+
+    assert (ear.subscriptions.dropped, len(ear.heard())) == (0, 20_000)

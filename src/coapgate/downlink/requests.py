@@ -135,7 +135,7 @@ class Parser:
             or (f"method is none of {', '.join(METHODS)}" if code is None else "")
             or _why_not_path(path)
             or ("a request must not be retained" if heard.retain else "")
-            or (f"body has more than {self._max_body} octets" if self._is_large(heard) else "")
+            or self._why_too_large(heard)
         )
         if reason or code is None or origin.device is None:
             return Rejection(origin, reason)
@@ -158,8 +158,10 @@ class Parser:
             wall + expires_in,
         )
 
-    def _is_large(self, heard: Heard) -> bool:
-        return len(heard.payload) > self._max_body
+    def _why_too_large(self, heard: Heard) -> str:
+        if heard.is_cut or len(heard.payload) > self._max_body:
+            return f"body has more than {self._max_body} octets, or properties are too long"
+        return ""
 
     def _why_not_to(self, tenant: Tenant, topic: str) -> str:
         """Why an answer may not go to a topic, or an empty text."""

@@ -40,8 +40,16 @@ MAX_BATCH_SIZE = 16384
 """Octets of the topic filters of one packet."""
 MAX_UNACKNOWLEDGED = 64
 """Publications to us that the broker may have under way, announced as Receive Maximum."""
-MAX_FEED = 65536
+MAX_FEED = 16384
 """Publications of feeds that wait to be looked at; of those at QoS 0 the next is dropped."""
+MAX_RETAINED_FEED = 1 << 20
+"""The same for what was retained, of which there is one for each topic."""
+MAX_FEED_SIZE = 64 << 20
+"""Octets of feeds that wait to be looked at, as far as they are at QoS 0."""
+MAX_PROPERTIES_SIZE = 8192
+"""Octets of a publication's properties, beyond which it is cut."""
+ITEM_SIZE = 512
+"""Octets that a publication takes besides its payload and properties."""
 MAX_WAITING_SIZE = 64 << 20
 """Octets of payload that wait to be looked at; then states are asked for again instead."""
 
@@ -52,7 +60,8 @@ _REFUSED = 0x80
 class Heard(NamedTuple):
     """A publication that the broker delivered; `acknowledge` it once it is taken care of.
 
-    `expires_in` in seconds, None: never. `receipt` is for `acknowledge`, None at QoS 0.
+    `expires_in` in seconds, None: never. `receipt` is for `acknowledge`, None at QoS 0. `is_cut`:
+    it is larger than anybody would take, and came without payload and properties.
     """
 
     topic: str
@@ -64,6 +73,7 @@ class Heard(NamedTuple):
     expires_in: int | None
     properties: list[tuple[str, str]]
     receipt: tuple[int, int] | None
+    is_cut: bool = False
 
 
 class Complete(NamedTuple):
@@ -84,10 +94,12 @@ class Subscriptions:
     """What this worker wants to hear, and what it has heard.
 
     Whoever calls a method then calls `flush` and writes `outgoing`, and takes what waits by
-    `next_heard`. `now` is monotonic seconds.
+    `next_heard`. Of feeds no payload above `max_feed_payload` octets is kept. `now` is monotonic
+    seconds.
     """
 
-    def __init__(self, outgoing: list[bytes]) -> None:
+    def __init__(self, outgoing: list[bytes], max_feed_payload: int = 1 << 20) -> None:
+        self.max_feed_payload = max_feed_payload
         self.dropped = 0
         """Publications that nobody could look at: too many at QoS 0."""
         self.has_news = False
@@ -110,6 +122,7 @@ class Subscriptions:
         self._feed: deque[Heard | Complete | Refusal] = deque()
         self._states: dict[tuple[str, bool], Heard] = {}
         self._size = 0
+        self._feed_size = 0
         self._is_feeds_turn = False
         self._taken: dict[int, int] = {}  # packet identifier -> a hash of what it stood for
 
@@ -224,23 +237,37 @@ class Subscriptions:
                 self.acknowledge(receipt)
                 return
             self._taken[packet_id] = content
+        correlation = packet.correlation_data or b""
+        extra = len(topic) + len(correlation)
+        extra += sum(len(name) + len(value) for name, value in packet.user_properties)
+        is_state = self._wanted.get(topic, False)
+        is_odd = extra > MAX_PROPERTIES_SIZE
+        is_cut = not is_state and (is_odd or len(packet.payload) > self.max_feed_payload)
         heard = Heard(
             topic,
-            packet.payload,
+            b"" if is_cut else packet.payload,
             packet.retain,
             packet.content_type,
             packet.response_topic,
-            packet.correlation_data,
+            None if is_odd else packet.correlation_data,
             packet.message_expiry_interval,
-            packet.user_properties,
+            [] if is_odd else packet.user_properties,
             receipt,
+            is_cut,
         )
-        if self._wanted.get(topic):
+        if is_state:
             self._receive_state(heard)
-        elif receipt is None and len(self._feed) >= MAX_FEED:
-            self.dropped += 1
         else:
-            self._feed.append(heard)
+            self._receive_feed(heard)
+
+    def _receive_feed(self, heard: Heard) -> None:
+        if heard.receipt is None:
+            most = MAX_RETAINED_FEED if heard.retain else MAX_FEED
+            if len(self._feed) >= most or self._feed_size >= MAX_FEED_SIZE:
+                self.dropped += 1
+                return
+        self._feed.append(heard)
+        self._feed_size += len(heard.payload) + ITEM_SIZE
 
     def receive_suback(self, packet: SubAckPacket) -> None:
         """The broker says which filters of the batch it grants."""
@@ -284,7 +311,10 @@ class Subscriptions:
             first = self._feed[0]
             if isinstance(first, Complete) and (first.topic_filter, True) in self._states:
                 return self._take_state((first.topic_filter, True))
-            return self._feed.popleft()
+            self._feed.popleft()
+            if isinstance(first, Heard):
+                self._feed_size -= len(first.payload) + ITEM_SIZE
+            return first
         return self._take_state(next(iter(self._states))) if self._states else None
 
     def acknowledge(self, receipt: tuple[int, int] | None) -> None:
