@@ -72,7 +72,8 @@ class Lifecycle:
         """Publish `event/{name}` with these fields."""
         payload = {"at": render_time(wall), "event": name} | fields
         topic = topics.event_topic(self._root, tenant, device, name)
-        self._outbox.put(Notice(topic, json.dumps(payload).encode()), now)
+        about = f"{tenant}/{device}"
+        self._outbox.put(Notice(topic, json.dumps(payload).encode(), about=about), now)
 
     def heard(self, topic: str, payload: bytes, now: float, wall: float) -> None:
         """A retained status; one of ours that is not true any more is corrected."""
