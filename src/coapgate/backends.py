@@ -127,6 +127,7 @@ class Backends:
                     self._connection.acknowledge(heard)
             case Complete(self._statuses):
                 self._connection.unsubscribe(self._statuses)
+                self.policy.lifecycle.complete(self._clock(), self._wall())
             case Complete(topic, found):
                 self.policy.states.complete(topic, self._clock(), found=found)
             case Refusal(topic, code):
@@ -219,6 +220,11 @@ class Backends:
         """A device has one more association; `is_new`: it had none."""
         if is_new:
             self.policy.lifecycle.attached(identity, self._clock(), self._wall())
+        self.policy.deliveries.opened(identity)
+
+    def recovered(self, identity: Identity) -> None:
+        """An association of a device has outlived an earlier process."""
+        self.policy.lifecycle.recovered(identity)
         self.policy.deliveries.opened(identity)
 
     def detached(self, identity: Identity, cause: str) -> None:

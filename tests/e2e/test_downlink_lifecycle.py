@@ -170,3 +170,30 @@ async def test_while_the_broker_is_away_nothing_is_lost_and_the_order_stays(
     assert outbox.lost == 0
     # Coming and going eight times; of the status only what it is in the end.
     assert outbox.published == 17
+
+
+@pytest.mark.expects_warnings
+async def test_what_could_not_be_told_before_a_stop_is_told_after_it(
+    install: Install, mosquitto: StartMosquitto
+) -> None:
+    """A device comes while the broker is away, and goes on after a restart of the gateway."""
+    broker = mosquitto()
+    installation = install(broker.url)
+    key = installation.add_psk("sensor-1")
+    async with running_process(installation) as gateway:
+        await gateway.until_connected()
+        broker.stop()
+        device = await device_of(gateway, key).__aenter__()
+        gateway.program.terminate()
+        assert await gateway.program.end() == 0
+    broker.start()
+    async with (
+        listening(broker.host, broker.port, installation.root) as backend,
+        running_process(installation, gateway.address) as again,
+    ):
+        await until(lambda: backend.story() == ["connected", "attached"], "it is told")
+        assert str(await device.request(Code.POST, "a", b"1")) == "2.04"
+        await again.until_connected()
+
+    assert device.handshakes == 1
+    await device.__aexit__(None, None, None)
