@@ -81,7 +81,10 @@ class Backends:
 
     def recover(self) -> None:
         """Go on with what an earlier process left. Raises RegistryUnavailable."""
-        count = self.policy.intake.restore(self._clock(), self._wall())
+        now = self._clock()
+        count, untold = self.policy.intake.restore(now, self._wall())
+        for notice in untold:
+            self.policy.outbox.put(notice, now)
         if count:
             log.info("held requests recovered", extra={"count": count})
         self._arm()
@@ -109,7 +112,7 @@ class Backends:
 
     async def close(self) -> None:
         """Write down what still waits. The bus is not heard any more."""
-        await self.policy.intake.save(self._clock())
+        await self.policy.intake.save(self._clock(), is_last=True)
         if self._timer is not None:
             self._timer.cancel()
 

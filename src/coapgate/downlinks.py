@@ -22,7 +22,7 @@ from coapgate.intake import Intake
 from coapgate.lifecycle import Lifecycle
 from coapgate.model import DeviceId, Tenant
 from coapgate.mqtt.connection import Connection
-from coapgate.outbox import Outbox
+from coapgate.outbox import Notice, Outbox
 from coapgate.registry.sqlite import SqliteRegistry
 from coapgate.rights import RightsTable
 from coapgate.serving import Pump
@@ -70,6 +70,7 @@ def build_backends(
     store = registry if downlink.hold == "registry" else None
     intake = Intake(parser, deliveries, registry, store, settings.node)
     outbox.settled = intake.settled
+    words.concluded = intake.concluded
     states = States(
         connection,
         root,
@@ -146,6 +147,8 @@ class Words:
         self._renderer = renderer
         self._clock = clock
         self._wall = wall
+        self.concluded: Callable[[int, Notice, float], None] = _unnoticed
+        """Told of the outcome of each request that has a number, and its notice."""
 
     def connect(self, layer: MessageLayer[Association]) -> None:
         """The devices' side."""
@@ -179,5 +182,13 @@ class Words:
         notice = self._renderer.render(
             origin, outcome, self._wall(), reason=reason, answer=answer, settles=settles
         )
-        if notice is not None:
-            self._outbox.put(notice, self._clock())
+        if notice is None:
+            return
+        now = self._clock()
+        if settles is not None:
+            self.concluded(settles, notice, now)
+        self._outbox.put(notice, now)
+
+
+def _unnoticed(number: int, notice: Notice, now: float) -> None:
+    """Nobody keeps outcomes."""

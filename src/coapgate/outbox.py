@@ -6,6 +6,7 @@ them. A few are under way at a time, the rest wait here.
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -195,6 +196,35 @@ class Outbox:
     def _settle(self, notice: Notice) -> None:
         if notice.settles is not None:
             self.settled(notice.settles)
+
+
+def dump_notice(notice: Notice) -> str:
+    """A notice as text that `load_notice` reads."""
+    fields = {
+        "topic": notice.topic,
+        "payload": notice.payload.hex(),
+        "content_type": notice.content_type,
+        "properties": notice.properties,
+        "correlation": None if notice.correlation is None else notice.correlation.hex(),
+        "settles": notice.settles,
+        "instead": None if notice.instead is None else dump_notice(notice.instead),
+    }
+    return json.dumps(fields)
+
+
+def load_notice(text: str) -> Notice:
+    """The notice that was dumped; it is not retained."""
+    fields = json.loads(text)
+    correlation, instead = fields["correlation"], fields["instead"]
+    return Notice(
+        fields["topic"],
+        bytes.fromhex(fields["payload"]),
+        content_type=fields["content_type"],
+        properties=tuple((name, value) for name, value in fields["properties"]),
+        correlation=None if correlation is None else bytes.fromhex(correlation),
+        settles=fields["settles"],
+        instead=None if instead is None else load_notice(instead),
+    )
 
 
 def render_time(wall: float) -> str:

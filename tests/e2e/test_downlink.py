@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import aiomqtt
 import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from coapgate.model import Code
 from coapgate.simulated.bodies import read_body
 from coapgate.simulated.device import Device
 from coapgate.simulated.message import Message, Response
+from tests.conftest import StartMosquitto
 from tests.e2e.backend import Backend, listening
 from tests.fakes.broker import FakeBroker
 from tests.gateway_fixtures import Install, StartGateway
@@ -256,6 +261,45 @@ async def test_what_is_asked_while_the_gateway_is_away_is_asked_once_when_it_is_
     assert outcomes == ["answered"] * 3
     assert [payload for _, _, payload in lamp.told] == [b"0", b"1", b"2", b"3"]
     assert backend.replies.empty()
+
+
+async def test_an_outcome_that_no_broker_could_take_outlives_an_orderly_stop(
+    install: Install, mosquitto: StartMosquitto
+) -> None:
+    broker = mosquitto()
+    installation = install(broker.url)
+    key = installation.add_psk("lamp")
+    lamp = Lamp()
+
+    def serve(message: Message) -> Response:
+        broker.stop()
+        return lamp.serve(message)
+
+    async with running_process(installation) as gateway:
+        await gateway.until_connected()
+        async with Device(*gateway.address, key, serve=serve):
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            properties.ResponseTopic = f"{installation.root}/default/reply/app"
+            version = aiomqtt.ProtocolVersion.V5
+            with contextlib.suppress(aiomqtt.MqttError):  # the broker goes before it is left
+                async with aiomqtt.Client(broker.host, broker.port, protocol=version) as client:
+                    topic = f"{installation.root}/default/lamp/request/POST/light"
+                    await client.publish(topic, b"on", qos=1, properties=properties)
+            await until(lambda: len(lamp.told) == 1, "the lamp is told")
+            gateway.program.terminate()
+            assert await gateway.program.end() == 0
+    broker.start()
+    async with (
+        listening(broker.host, broker.port, installation.root) as backend,
+        running_process(installation) as again,
+    ):
+        reply = await backend.reply()
+        async with Device(*again.address, key, serve=lamp.serve) as device:
+            assert str(await device.request(Code.POST, "awake", b"1")) == "2.04"
+        await until(lambda: not installation.registry.held_requests(0), "it is over")
+
+    assert (reply.outcome, reply.payload) == ("answered", b"was off")
+    assert len(lamp.told) == 1
 
 
 async def test_a_device_that_comes_back_is_asked_there_and_not_where_it_was(

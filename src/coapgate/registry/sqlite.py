@@ -178,12 +178,15 @@ class SqliteRegistry:
             return held.load(connection, node)
 
     async def change_held_requests(
-        self, node: int, added: Iterable[HeldRequest], removed: Iterable[int]
+        self,
+        node: int,
+        added: Iterable[HeldRequest],
+        concluded: Iterable[tuple[int, str]],
+        removed: Iterable[int],
     ) -> None:
+        changes = (node, list(added), list(concluded), list(removed))
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(
-            self._thread, self._change_held_requests, node, list(added), list(removed)
-        )
+        await loop.run_in_executor(self._thread, self._change_held_requests, *changes)
 
     async def provision(self, anchor: TrustAnchor, device: DeviceId, value: str) -> Device:
         refusals.check_device(Device(anchor.tenant, device))
@@ -366,10 +369,14 @@ class SqliteRegistry:
         )
 
     def _change_held_requests(
-        self, node: int, added: list[HeldRequest], removed: list[int]
+        self,
+        node: int,
+        added: list[HeldRequest],
+        concluded: list[tuple[int, str]],
+        removed: list[int],
     ) -> None:
         with self._writing() as connection:
-            held.change(connection, node, added, removed)
+            held.change(connection, node, added, concluded, removed)
 
     def _provision(self, anchor: TrustAnchor, device: DeviceId, value: str) -> Device:
         with self._writing() as connection:
