@@ -13,6 +13,7 @@ from coapgate.errors import RegistryUnavailable
 from coapgate.intake import MAX_WAITING, Intake
 from coapgate.model import Device, DeviceId, Tenant
 from coapgate.mqtt.subscriptions import Heard
+from coapgate.outbox import Notice
 from coapgate.registry.base import HeldRequest
 from coapgate.rights import RightsTable
 from tests.downlink.test_deliveries import Backend
@@ -41,7 +42,11 @@ class Disk:
         return list(self.rows.values())
 
     async def change_held_requests(
-        self, node: int, added: Iterable[HeldRequest], removed: Iterable[int]
+        self,
+        node: int,
+        added: Iterable[HeldRequest],
+        concluded: Iterable[tuple[int, str]],
+        removed: Iterable[int],
     ) -> None:
         await self.gate.wait()
         if self.is_broken:
@@ -49,6 +54,8 @@ class Disk:
         self.writes += 1
         for row in added:
             self.rows[row.number] = row
+        for number, outcome in concluded:
+            self.rows[number] = self.rows[number]._replace(outcome=outcome)
         for number in removed:
             del self.rows[number]
 
@@ -165,6 +172,20 @@ async def test_while_the_registry_is_away_requests_are_held_and_saved_later() ->
         assert room.intake.unsaved == 0
 
 
+@pytest.mark.expects_warnings("held requests cannot be saved")
+async def test_what_is_over_while_the_registry_is_away_is_removed_later() -> None:
+    async with open_room() as room:
+        room.take()
+        await until(lambda: list(room.disk.rows) == [1], "it is on disk")
+        room.disk.is_broken = True
+        room.intake.settled(1)
+        await until(lambda: not room.intake._has_changed, "it was tried, and is not tried for ever")
+        assert list(room.disk.rows) == [1]
+        room.disk.is_broken = False
+        room.take()
+        await until(lambda: list(room.disk.rows) == [2], "it goes with the next")
+
+
 async def test_a_flood_at_qos_0_is_dropped_and_counted_beyond_its_bound() -> None:
     room = Room()
     for _ in range(MAX_WAITING + 5):
@@ -181,7 +202,7 @@ async def test_a_new_process_goes_on_with_what_was_held() -> None:
             room.take()
         await until(lambda: len(disk.rows) == 3, "all are on disk")
     again = Room(disk)
-    assert again.intake.restore(0.0, WALL) == 3
+    assert again.intake.restore(0.0, WALL) == (3, [])
     again.backend.attach()
     again.backend.speak()
     assert again.backend.sent == [1]
@@ -210,4 +231,49 @@ async def test_where_nothing_is_kept_nothing_is_written() -> None:
         await until(lambda: len(room.acknowledged) == 1, "it is acknowledged")
         room.intake.settled(1)
 
-        assert (room.disk.writes, room.intake.restore(0.0, WALL)) == (0, 0)
+        assert (room.disk.writes, room.intake.restore(0.0, WALL)) == (0, (0, []))
+
+
+NOTICE = Notice(
+    "gate/acme/reply/app",
+    b"\x00was off",
+    content_type=None,
+    properties=(("outcome", "answered"),),
+    correlation=b"\xff",
+    settles=1,
+    instead=Notice("gate/acme/sensor-1/event/request", b"{}", settles=1),
+)
+
+
+async def test_an_outcome_that_could_not_be_told_is_told_by_the_next_process() -> None:
+    disk = Disk()
+    async with open_room(disk) as room:
+        room.take()
+        await until(lambda: len(disk.rows) == 1, "it is on disk")
+        room.intake.concluded(1, NOTICE, 0.0)
+    await room.intake.save(0.0)
+    assert disk.rows[1].outcome is None, "the broker has some time to take it"
+    await room.intake.save(0.0, is_last=True)
+
+    again = Room(disk)
+    assert again.intake.restore(0.0, WALL) == (0, [NOTICE])
+    again.intake.settled(1)
+    await again.intake.save(0.0)
+    assert disk.rows == {}
+
+
+async def test_an_outcome_that_the_broker_has_in_time_is_not_written() -> None:
+    room = Room()
+    room.take()
+    async with asyncio.TaskGroup() as tasks:
+        clock = [0.0]
+        running = tasks.create_task(
+            room.intake.run(room.acknowledged.append, lambda: None, lambda: clock[0], lambda: WALL)
+        )
+        await until(lambda: len(room.disk.rows) == 1, "it is on disk")
+        room.intake.concluded(1, NOTICE, 0.0)
+        room.intake.settled(1)
+        await until(lambda: room.disk.rows == {}, "it is over")
+        running.cancel()
+
+    assert room.disk.writes == 2

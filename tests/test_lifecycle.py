@@ -117,3 +117,39 @@ def test_what_is_true_is_left_alone() -> None:
     bus.lifecycle.heard("gate/acme/sensor-1/up/status", json.dumps(stale()).encode(), 0.0, WALL)
 
     assert bus.published == []
+
+
+def test_a_device_that_went_on_and_has_no_status_gets_one() -> None:
+    bus = Bus()
+    bus.attached.add((SENSOR.tenant, SENSOR.device))
+    bus.lifecycle.recovered(SENSOR)
+    bus.hear({"attached": False, "node": 3, "since": "2025-01-01T00:00:00.000Z"})
+    bus.hear(stale(node=4))
+    assert bus.published == []
+
+    bus.lifecycle.complete(0.0, WALL)
+    bus.lifecycle.complete(0.0, WALL)
+
+    assert [topic for topic, _, _ in bus.published] == [
+        f"{TOPIC}/event/connected",
+        f"{TOPIC}/status",
+    ]
+
+
+def test_a_device_that_went_on_with_its_status_gets_no_other() -> None:
+    bus = Bus()
+    bus.attached.add((SENSOR.tenant, SENSOR.device))
+    bus.lifecycle.recovered(SENSOR)
+    bus.hear(stale())
+    bus.lifecycle.complete(0.0, WALL)
+
+    assert bus.published == []
+
+
+def test_a_device_that_went_on_and_left_before_all_was_heard_is_gone() -> None:
+    bus = Bus()
+    bus.lifecycle.recovered(SENSOR)
+    bus.lifecycle.detached(SENSOR.tenant, SENSOR.device, "peer", 0.0, WALL)
+    bus.lifecycle.complete(0.0, WALL)
+
+    assert [fields.get("attached") for _, fields, retain in bus.published if retain] == [False]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,14 @@ def test_a_journal_that_is_cut_or_flipped_anywhere_says_what_was_whole(tmp_path:
         assert len(found) < 2
 
 
+@pytest.mark.parametrize("body", [b"", b"\1", b"\1" * 10, b"\1" + bytes(9), b"\1" * 9 + b"\0\xff"])
+def test_a_record_that_is_whole_and_makes_no_sense_ends_the_journal(body: bytes) -> None:
+    record = struct.pack("=IH", zlib.crc32(body), len(body)) + body
+
+    assert list(parse_journal(MAGIC + record + encode_added(ONE, LED))) == []
+    assert list(parse_journal(b"another file" + encode_added(ONE, LED))) == []
+
+
 def test_a_journal_is_written_anew_when_it_has_grown(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     journal = begun(path, (ONE, LED))
@@ -104,13 +114,15 @@ def test_a_journal_is_written_anew_when_it_has_grown(tmp_path: Path) -> None:
 
 
 @pytest.mark.expects_warnings("observations are not kept")
-@pytest.mark.parametrize("kind", ["folder", "link"])
+@pytest.mark.parametrize("kind", ["folder", "link", "pipe"])
 def test_a_journal_that_cannot_be_written_is_said_once_and_stops_nobody(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "associations.observations"
     if kind == "folder":
         path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)  # which nobody writes to: opening it would wait for ever
     else:
         (tmp_path / "elsewhere").write_bytes(b"untouched")
         path.symlink_to(tmp_path / "elsewhere")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coapgate.model import Outcome
-from coapgate.outbox import RETRY_INTERVAL, WINDOW, Notice, Outbox
+from coapgate.outbox import MAX_ABOUT, RETRY_INTERVAL, WINDOW, Notice, Outbox
 
 
 class Broker:
@@ -122,6 +122,38 @@ def test_each_notice_settles_once() -> None:
     broker.answer(count=5)
 
     assert broker.settled == [0, 1, 2, 3, 4]
+
+
+def test_one_device_that_comes_and_goes_for_ever_takes_no_room_from_others() -> None:
+    broker = Broker(limit=1000)
+    broker.connected = False
+    for _ in range(5000):
+        broker.outbox.put(Notice("flapping/event", b"", about="acme/flapping"), 0.0)
+        broker.say("flapping/status", retain=True)
+    broker.outbox.put(Notice("calm/event", b"", about="acme/calm"), 0.0)
+    broker.say("calm/status", retain=True)
+
+    assert len(broker.outbox) == MAX_ABOUT + 3
+    broker.connected = True
+    broker.outbox.resume()
+    broker.answer(count=MAX_ABOUT + 3)
+    assert broker.topics()[-3:] == ["flapping/status", "calm/event", "calm/status"]
+    broker.outbox.put(Notice("flapping/event", b"", about="acme/flapping"), 0.0)
+    assert broker.topics()[-1] == "flapping/event", "there is room again"
+
+
+def test_events_leave_room_for_outcomes_and_statuses() -> None:
+    broker = Broker(limit=100)
+    broker.connected = False
+    for number in range(200):
+        broker.say(f"event/{number}")
+    assert len(broker.outbox) == 75
+    for number in range(10):
+        broker.say("reply", settles=number)
+        broker.say(f"status/{number}", retain=True)
+
+    assert len(broker.outbox) == 95
+    assert broker.settled == []
 
 
 def test_beyond_its_limit_a_notice_is_lost_and_counted() -> None:

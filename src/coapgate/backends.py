@@ -12,12 +12,9 @@ from coapgate.coap.endpoint import Endpoint
 from coapgate.coap.messages import MessageLayer
 from coapgate.coap.requests import Failure
 from coapgate.content_files import ContentFiles
-from coapgate.downlink.deliveries import Deliveries, Key
-from coapgate.downlink.outcomes import Answer, Renderer, RequestOutcome
-from coapgate.downlink.requests import Origin, Request
+from coapgate.downlink.deliveries import Deliveries
 from coapgate.downlink.states import States
 from coapgate.dtls.association import Association
-from coapgate.dtls.server import Server
 from coapgate.intake import Intake
 from coapgate.lifecycle import Lifecycle
 from coapgate.logs import Seldom
@@ -26,42 +23,8 @@ from coapgate.mqtt import topics
 from coapgate.mqtt.connection import Connection
 from coapgate.mqtt.subscriptions import Complete, Heard, Refusal
 from coapgate.outbox import Notice, Outbox
-from coapgate.sessions import Sessions
 
 log = logging.getLogger(__name__)
-
-
-class AttachedDevices:
-    """Devices by name, as far as they are attached: `downlink.deliveries.Devices`."""
-
-    def __init__(self, sessions: Sessions, server: Server) -> None:
-        self._sessions = sessions
-        self._server = server
-
-    def find(self, key: Key, association_id: bytes | None = None) -> Endpoint[Association] | None:
-        """The endpoint of an association of a device, or of its newest."""
-        attached = self._sessions.find(*key)
-        if association_id is not None:
-            attached = (association_id,) if association_id in attached else ()
-        for each in reversed(attached):
-            association = self._server.find(each)
-            if association is not None and association.is_open:
-                # Serving put it there, or has not yet.
-                endpoint: Endpoint[Association] | None = association.endpoint  # type: ignore[assignment]
-                if endpoint is not None:
-                    return endpoint
-        return None
-
-    def is_attached(self, tenant: Tenant, device: DeviceId) -> bool:
-        """Whether a device has an association."""
-        return bool(self._sessions.find(tenant, device))
-
-    def await_word(self, key: Key, *, awaited: bool) -> None:
-        """Whether it is to be told when the device speaks next."""
-        for each in self._sessions.find(*key):
-            association = self._server.find(each)
-            if association is not None and association.endpoint is not None:
-                association.endpoint.is_awaited = awaited  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,28 +81,38 @@ class Backends:
 
     def recover(self) -> None:
         """Go on with what an earlier process left. Raises RegistryUnavailable."""
-        count = self.policy.intake.restore(self._clock(), self._wall())
+        now = self._clock()
+        count, untold = self.policy.intake.restore(now, self._wall())
+        for notice in untold:
+            self.policy.outbox.put(notice, now)
         if count:
             log.info("held requests recovered", extra={"count": count})
         self._arm()
 
     async def run(self) -> None:
-        """Hear what the bus says until cancelled."""
+        """Hear what the bus says, until `stop` and what is under way then is done."""
         # One that is retained would be carried out at every start.
         self._connection.subscribe(self._requests, only_news=True)
-        self._connection.subscribe(self._statuses)
+        self._connection.subscribe(self._statuses, at_most_once=True)
         policy = self.policy
         async with asyncio.TaskGroup() as tasks:
-            intake = policy.intake.run(
+            reading = None
+            if policy.files is not None:
+                answer = policy.files.run(self._answer_file)
+                reading = tasks.create_task(answer, name="content files")
+            await policy.intake.run(
                 self._connection.acknowledge, self._done, self._clock, self._wall
             )
-            tasks.create_task(intake, name="intake")
-            if policy.files is not None:
-                tasks.create_task(policy.files.run(self._answer_file), name="content files")
+            if reading is not None:
+                reading.cancel()
+
+    def stop(self) -> None:
+        """Take no more requests; `run` ends."""
+        self.policy.intake.stop()
 
     async def close(self) -> None:
         """Write down what still waits. The bus is not heard any more."""
-        await self.policy.intake.save(self._clock())
+        await self.policy.intake.save(self._clock(), is_last=True)
         if self._timer is not None:
             self._timer.cancel()
 
@@ -157,6 +130,7 @@ class Backends:
                     self._connection.acknowledge(heard)
             case Complete(self._statuses):
                 self._connection.unsubscribe(self._statuses)
+                self.policy.lifecycle.complete(self._clock(), self._wall())
             case Complete(topic, found):
                 self.policy.states.complete(topic, self._clock(), found=found)
             case Refusal(topic, code):
@@ -173,7 +147,8 @@ class Backends:
         self.policy.outbox.resume()
 
     def _hear_state(self, heard: Heard) -> None:
-        self.policy.states.hear(heard, self._clock())
+        if not self.policy.states.hear(heard, self._clock()):
+            self._connection.unsubscribe_stale(heard.topic)
         self._connection.acknowledge(heard)
 
     def _hear_status(self, heard: Heard) -> None:
@@ -200,7 +175,7 @@ class Backends:
 
     def find(self, identity: Identity, path: str, ticket: int, now: float) -> None:
         policy = self.policy
-        if policy.files is not None and path.startswith(policy.files_path):
+        if policy.files is not None and self._is_file(path):
             policy.states.check_readable(identity, path)
             name = path.removeprefix(policy.files_path)
             if not policy.files.ask(identity.tenant, name, ticket):
@@ -213,10 +188,15 @@ class Backends:
         self.policy.states.check_observable(identity, path)
 
     def observed(self, identity: Identity, path: str) -> None:
-        self.policy.states.observed(identity, path)
+        if not self._is_file(path):  # nobody tells of a new file
+            self.policy.states.observed(identity, path)
 
     def unobserved(self, identity: Identity, path: str) -> None:
-        self.policy.states.unobserved(identity, path)
+        if not self._is_file(path):
+            self.policy.states.unobserved(identity, path)
+
+    def _is_file(self, path: str) -> bool:
+        return self.policy.files is not None and path.startswith(self.policy.files_path)
 
     def _answer_file(self, ticket: int, content: Content | None) -> None:
         self._layer.respond_content(ticket, content, self._clock())
@@ -243,6 +223,11 @@ class Backends:
         """A device has one more association; `is_new`: it had none."""
         if is_new:
             self.policy.lifecycle.attached(identity, self._clock(), self._wall())
+        self.policy.deliveries.opened(identity)
+
+    def recovered(self, identity: Identity) -> None:
+        """An association of a device has outlived an earlier process."""
+        self.policy.lifecycle.recovered(identity)
         self.policy.deliveries.opened(identity)
 
     def detached(self, identity: Identity, cause: str) -> None:
@@ -291,52 +276,3 @@ class Backends:
         self.policy.deliveries.handle_timer(now)
         self.policy.outbox.handle_timer(now)
         self._done()
-
-
-class Words:
-    """Speaks for `Deliveries`: requests to devices, outcomes to backends."""
-
-    def __init__(
-        self,
-        outbox: Outbox,
-        renderer: Renderer,
-        clock: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
-        self._outbox = outbox
-        self._renderer = renderer
-        self._clock = clock
-        self._wall = wall
-
-    def connect(self, layer: MessageLayer[Association]) -> None:
-        """The devices' side."""
-        self._layer = layer
-
-    def send(self, endpoint: Endpoint[Association], request: Request, now: float) -> None:
-        """Send a request to a device."""
-        self._layer.request(
-            endpoint,
-            request.code,
-            request.origin.path,
-            request.query,
-            request.content_format,
-            request.payload,
-            request.number,
-            now,
-        )
-
-    def tell(
-        self,
-        origin: Origin,
-        outcome: RequestOutcome,
-        *,
-        reason: str = "",
-        answer: Answer | None = None,
-        settles: int | None = None,
-    ) -> None:
-        """Publish an outcome."""
-        notice = self._renderer.render(
-            origin, outcome, self._wall(), reason=reason, answer=answer, settles=settles
-        )
-        if notice is not None:
-            self._outbox.put(notice, self._clock())

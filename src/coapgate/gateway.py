@@ -25,35 +25,26 @@ from coapgate.association_file import (
     read_boot_id,
 )
 from coapgate.authentication import BUILT_AT, Authentication
-from coapgate.backends import AttachedDevices, Backends, Policy, Words
+from coapgate.backends import Backends
 from coapgate.coap.aiocoap_bridge import Bridge
-from coapgate.coap.content import CONTENT_TYPES
 from coapgate.coap.hotpath import HotPath
 from coapgate.coap.messages import MessageLayer
 from coapgate.coap.messages import Settings as CoapSettings
 from coapgate.coap.rates import DeviceRates
 from coapgate.coap.resources import build_site
 from coapgate.config import Address, DtlsSettings, Settings
-from coapgate.content_files import ContentFiles, check_folder
-from coapgate.downlink.deliveries import Deliveries, Limits
-from coapgate.downlink.formats import ContentFormats
-from coapgate.downlink.outcomes import Renderer
-from coapgate.downlink.requests import Parser
-from coapgate.downlink.states import States
+from coapgate.downlinks import Words, build_backends, build_rights
 from coapgate.dtls.association import Association
 from coapgate.dtls.handshake import HandshakeSettings
 from coapgate.dtls.negotiation import ServerCertificate
 from coapgate.dtls.server import ServerSettings
 from coapgate.dtls.store import AssociationStore
 from coapgate.errors import CoapgateError
-from coapgate.intake import Intake
-from coapgate.lifecycle import Lifecycle
 from coapgate.metering import sources
 from coapgate.metrics import Collector
 from coapgate.mqtt import topics
 from coapgate.mqtt.connection import Connection
 from coapgate.mqtt.settings import ConnectionSettings, check_files
-from coapgate.outbox import Outbox
 from coapgate.pki.certificates import leaf_public_key
 from coapgate.pki.server import ServerCertificate as OwnCertificate
 from coapgate.pki.server import load_server_certificate
@@ -71,6 +62,8 @@ IP_AND_UDP_HEADERS = 48
 """Octets of a packet that are not datagram: IPv6 and UDP."""
 REFRESH_INTERVAL = 0.5
 """Seconds after which one more key of an identity makes every handshake try as many."""
+TAKE_TIME = 1.0
+"""Seconds after SIGTERM in which requests that were taken are written down."""
 DRAIN_TIME = 2.5
 """Seconds that publications have to end after SIGTERM, of the 5 in which the process ends."""
 STOP_TIME = 3.8
@@ -127,9 +120,8 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
                 sessions = Sessions(settings.limits.associations_per_device)
                 pump = Pump(server_settings, authentication, sessions, tasks, store=store)
                 connection = Connection(connection_settings, pump.acknowledged)
-                rights = _rights(settings)
-                policy, words = _policy(settings, pump, connection, registry, rights)
-                backends = Backends(connection, settings.mqtt.root, policy)
+                rights = build_rights(settings)
+                backends, words = build_backends(settings, pump, connection, registry, rights)
                 parts = _Parts(
                     registry, authentication, pump, connection, backends, words, rights, journal
                 )
@@ -204,7 +196,12 @@ async def _serving(
     layer: MessageLayer[Association] = MessageLayer(
         pump.server.traffic.send,
         HotPath(uplinks, bridge),
-        DeviceRates(settings.limits.device_rate, settings.limits.device_burst),
+        DeviceRates(
+            settings.limits.device_rate,
+            settings.limits.device_burst,
+            block_rate=settings.limits.block_rate,
+            block_burst=settings.limits.block_burst,
+        ),
         _coap_settings(settings),
         prove_path=pump.server.traffic.prove_path,
         answered=pump.server.traffic.remember_answer,
@@ -262,13 +259,15 @@ async def _serving(
             deadline = time.monotonic() + STOP_TIME
             keeping_up.cancel()
             pump.stop()
-            from_bus.cancel()
+            backends.stop()
             try:
+                await asyncio.wait({from_bus}, timeout=TAKE_TIME)
                 await connection.drain(DRAIN_TIME)
             finally:
                 pump.close_all(udp.flush, deadline)
                 udp.close()
                 to_broker.cancel()
+                from_bus.cancel()
                 await backends.close()
 
 
@@ -285,65 +284,6 @@ def reasons_not_to_serve(
     if wall < BUILT_AT:
         reasons.append("the clock is before the day this was built: no certificate can be judged")
     return reasons
-
-
-def _policy(
-    settings: Settings,
-    pump: Pump,
-    connection: Connection,
-    registry: SqliteRegistry,
-    rights: RightsTable,
-) -> tuple[Policy, Words]:
-    """What decides about downlinks, and what speaks for it."""
-    root, downlink = settings.mqtt.root, settings.downlink
-    formats = ContentFormats(CONTENT_TYPES)
-    devices = AttachedDevices(pump.sessions, pump.server)
-    outbox = Outbox(connection, downlink.events)
-    words = Words(outbox, Renderer(root, CONTENT_TYPES))
-    deliveries = Deliveries(
-        devices,
-        words.send,
-        words.tell,
-        Limits(
-            holds=downlink.hold != "none",
-            per_device=downlink.held_per_device,
-            messages=downlink.held_messages,
-            size=downlink.held_size,
-            attempts=downlink.attempts,
-        ),
-    )
-    parser = Parser(
-        root, rights, formats, hold_time=downlink.hold_time, max_body=settings.coap.max_body
-    )
-    store = registry if downlink.hold == "registry" else None
-    intake = Intake(parser, deliveries, registry, store, settings.node)
-    outbox.settled = intake.settled
-    states = States(
-        connection,
-        root,
-        rights,
-        formats,
-        limit=downlink.states,
-        size=downlink.states_size,
-        linger_time=downlink.linger_time,
-        look_up_time=downlink.look_up_time,
-    )
-    lifecycle = Lifecycle(outbox, root, settings.node, devices.is_attached, time.time())
-    content, files = settings.content, None
-    if content.folder is not None:
-        check_folder(content.folder)
-        files = ContentFiles(content.folder, content.max_file, content.memory)
-    policy = Policy(states, deliveries, intake, lifecycle, outbox, files, f"{content.path}/")
-    return policy, words
-
-
-def _rights(settings: Settings) -> RightsTable:
-    configured = settings.rights
-    post, read, observe, reply = (
-        dict(each or ())
-        for each in (configured.post, configured.read, configured.observe, configured.reply)
-    )
-    return RightsTable.of_patterns(post, read, observe, reply)
 
 
 def _coap_settings(settings: Settings) -> CoapSettings:
@@ -472,6 +412,8 @@ def _connection_settings(settings: Settings) -> ConnectionSettings:
         private_key=mqtt.private_key,
         status_topic=topics.gateway_status_topic(mqtt.root, settings.node),
         keep_alive=mqtt.keep_alive,
+        session_expiry=mqtt.session_expiry,
+        max_received_packet=mqtt.max_received_packet,
         max_in_flight=mqtt.max_in_flight,
         hold_time=mqtt.hold_time,
         hold_messages=mqtt.hold_messages,

@@ -41,6 +41,13 @@ class Lifecycle:
         self._node = node
         self._is_attached = is_attached
         self._started_at = render_time(started_at)
+        self._unconfirmed: dict[tuple[Tenant, DeviceId], Identity] = {}
+
+    def recovered(self, identity: Identity) -> None:
+        """A device has gone on from an earlier process, which may not have been able to say that
+        it was attached: `complete` says so unless `heard` hears it.
+        """
+        self._unconfirmed[identity.tenant, identity.device] = identity
 
     def attached(self, identity: Identity, now: float, wall: float) -> None:
         """A device that was not attached is."""
@@ -55,6 +62,7 @@ class Lifecycle:
         self, tenant: Tenant, device: DeviceId, cause: str, now: float, wall: float
     ) -> None:
         """A device that was attached is no longer; `cause` is that of its association's end."""
+        self._unconfirmed.pop((tenant, device), None)
         at = render_time(wall)
         self.event(tenant, device, "disconnected", now, wall, {"cause": cause})
         self._publish_status(
@@ -72,26 +80,37 @@ class Lifecycle:
     ) -> None:
         """Publish `event/{name}` with these fields."""
         topic = topics.event_topic(self._root, tenant, device, name)
-        self._outbox.put(Notice(topic, render_event(name, wall, **fields)), now)
+        about = f"{tenant}/{device}"
+        self._outbox.put(Notice(topic, render_event(name, wall, **fields), about=about), now)
 
     def heard(self, topic: str, payload: bytes, now: float, wall: float) -> None:
         """A retained status; one of ours that is not true any more is corrected."""
         found = topics.parse_device_topic(self._root, topic)
-        if found is None or found.kind != "status" or self._is_attached(found.tenant, found.device):
+        if found is None or found.kind != "status":
             return
         try:
             status = json.loads(payload)
         except ValueError:
             return
         if (
-            isinstance(status, dict)
-            and status.get("attached") is True
-            and status.get("node") == self._node
-            # Our own words come back to us too, and may be out of date by then.
-            and str(status.get("since")) < self._started_at
+            not isinstance(status, dict)
+            or status.get("attached") is not True
+            or status.get("node") != self._node
         ):
+            return
+        if self._is_attached(found.tenant, found.device):
+            self._unconfirmed.pop((found.tenant, found.device), None)
+        # Our own words come back to us too, and may be out of date by then.
+        elif str(status.get("since")) < self._started_at:
             self.corrected += 1
             self.detached(found.tenant, found.device, LOST, now, wall)
+
+    def complete(self, now: float, wall: float) -> None:
+        """Every retained status was heard: whoever has gone on and has none gets one."""
+        unconfirmed, self._unconfirmed = self._unconfirmed, {}
+        for identity in unconfirmed.values():
+            self.corrected += 1
+            self.attached(identity, now, wall)
 
     def _publish_status(
         self, tenant: Tenant, device: DeviceId, at: str, fields: dict[str, object], now: float

@@ -6,7 +6,8 @@ them. A few are under way at a time, the rest wait here.
 
 from __future__ import annotations
 
-from collections import deque
+import json
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +19,11 @@ WINDOW = 32
 RETRY_INTERVAL = 1.0
 """Seconds until what the broker could not take is handed over again."""
 
+MAX_ABOUT = 16
+"""Events about one device that wait at once."""
+RESERVE = 4
+"""One in so many places is for what is not just an event: outcomes and statuses."""
+
 _REFUSED = 0x80
 """PUBACK reason codes from here on are refusals (MQTT 5 section 3.4.2.1)."""
 
@@ -27,7 +33,8 @@ class Notice:
     """One publication of the gateway's own.
 
     `settles` is given to whoever waits for it to be over. `instead`: what is said if the broker
-    does not take this one.
+    does not take this one. `about` is whom an event is about, that may come and go for ever: of
+    those only MAX_ABOUT wait for each.
     """
 
     topic: str
@@ -38,6 +45,7 @@ class Notice:
     correlation: bytes | None = None
     settles: int | None = None
     instead: Notice | None = None
+    about: str | None = None
 
 
 class Publisher(Protocol):
@@ -68,8 +76,7 @@ class Outbox:
     While the broker is away they wait here, and take no room from what devices send: `resume` when
     it is back.
     `settled` is called once for every notice with `settles`, when nothing more will be done about
-    it. Of retained notices on one topic only the newest is handed over again. Times are monotonic
-    seconds.
+    it. Of retained notices on one topic only the newest waits. Times are monotonic seconds.
     """
 
     def __init__(
@@ -81,9 +88,10 @@ class Outbox:
         self.settled = settled or _nobody_waits
         self._publisher = publisher
         self._limit = limit
-        self._waiting: deque[tuple[int, Notice]] = deque()
+        self._waiting: OrderedDict[int, Notice] = OrderedDict()
         self._under_way: dict[int, Notice] = {}
         self._again: list[tuple[int, Notice]] = []
+        self._about: dict[str, int] = {}
         self._newest: dict[str, int] = {}
         self._last = 0
         self._retry_at = 0.0
@@ -94,13 +102,22 @@ class Outbox:
 
     def put(self, notice: Notice, now: float) -> None:
         """Say something; without room it is lost."""
-        if len(self) >= self._limit:
+        if notice.retain:
+            # What it was in between is nobody's business any more.
+            older = self._waiting.pop(self._newest.get(notice.topic, 0), None)
+            if older is not None:
+                self._settle(older)
+        is_event = notice.settles is None and not notice.retain
+        limit = self._limit - self._limit // RESERVE if is_event else self._limit
+        if len(self) >= limit or self._about.get(notice.about or "", 0) >= MAX_ABOUT:
             self._lose(notice)
             return
         self._last += 1
         if notice.retain:
             self._newest[notice.topic] = self._last
-        self._waiting.append((self._last, notice))
+        if notice.about is not None:
+            self._about[notice.about] = self._about.get(notice.about, 0) + 1
+        self._waiting[self._last] = notice
         self._hand_over()
 
     def ended(self, ticket: int, outcome: int, now: float) -> None:
@@ -135,7 +152,8 @@ class Outbox:
                 if notice.retain and self._newest.get(notice.topic) != number:
                     self._settle(notice)
                 else:
-                    self._waiting.appendleft((number, notice))
+                    self._waiting[number] = notice
+                    self._waiting.move_to_end(number, last=False)
             self._again.clear()
             self._hand_over()
 
@@ -147,7 +165,7 @@ class Outbox:
             and len(self._under_way) < WINDOW
             and self._publisher.connected
         ):
-            number, notice = self._waiting.popleft()
+            number, notice = self._waiting.popitem(last=False)
             self._under_way[number] = notice
             self._publisher.publish(
                 notice.topic,
@@ -163,6 +181,12 @@ class Outbox:
     def _forget(self, number: int, notice: Notice) -> None:
         if notice.retain and self._newest.get(notice.topic) == number:
             del self._newest[notice.topic]
+        if notice.about is not None:
+            left = self._about[notice.about] - 1
+            if left:
+                self._about[notice.about] = left
+            else:
+                del self._about[notice.about]
 
     def _lose(self, notice: Notice) -> None:
         self.lost += 1
@@ -171,6 +195,35 @@ class Outbox:
     def _settle(self, notice: Notice) -> None:
         if notice.settles is not None:
             self.settled(notice.settles)
+
+
+def dump_notice(notice: Notice) -> str:
+    """A notice as text that `load_notice` reads."""
+    fields = {
+        "topic": notice.topic,
+        "payload": notice.payload.hex(),
+        "content_type": notice.content_type,
+        "properties": notice.properties,
+        "correlation": None if notice.correlation is None else notice.correlation.hex(),
+        "settles": notice.settles,
+        "instead": None if notice.instead is None else dump_notice(notice.instead),
+    }
+    return json.dumps(fields)
+
+
+def load_notice(text: str) -> Notice:
+    """The notice that was dumped; it is not retained."""
+    fields = json.loads(text)
+    correlation, instead = fields["correlation"], fields["instead"]
+    return Notice(
+        fields["topic"],
+        bytes.fromhex(fields["payload"]),
+        content_type=fields["content_type"],
+        properties=tuple((name, value) for name, value in fields["properties"]),
+        correlation=None if correlation is None else bytes.fromhex(correlation),
+        settles=fields["settles"],
+        instead=None if instead is None else load_notice(instead),
+    )
 
 
 def _nobody_waits(number: int) -> None:

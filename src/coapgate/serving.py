@@ -56,6 +56,9 @@ class Presence(Protocol):
     def opened(self, identity: Identity, *, is_new: bool) -> None:
         """A device has one more association; `is_new`: it was not attached."""
 
+    def recovered(self, identity: Identity) -> None:
+        """An association of a device has outlived an earlier process."""
+
     def detached(self, identity: Identity, cause: str) -> None:
         """A device has no association any more; `cause` is why the last one ended."""
 
@@ -175,7 +178,6 @@ class Pump:
                 if observations is not None:
                     kept = observations.take(association.id)
                     self._layer.restore_observations(endpoint, kept, now)
-                # The bus knows that its device is attached: nobody has said otherwise.
                 self._admit(association, is_recovered=True)
         self.settle(now)
         if observations is not None:
@@ -301,13 +303,16 @@ class Pump:
     def _admit(self, association: Association, *, is_recovered: bool = False) -> None:
         """Attach a device through one more association: the newest ones win."""
         identity = association.identity
-        is_new = not is_recovered and not self.sessions.find(identity.tenant, identity.device)
+        is_new = not self.sessions.find(identity.tenant, identity.device)
         for surplus in self.sessions.open(identity, association.id, self._is_open):
             oldest = self.server.find(surplus)
             assert oldest is not None
             self.server.traffic.close(oldest, "surplus")
         self.reviews.opened(association)
-        self._presence.opened(identity, is_new=is_new)
+        if is_recovered:
+            self._presence.recovered(identity)
+        else:
+            self._presence.opened(identity, is_new=is_new)
 
     def _is_open(self, association_id: bytes) -> bool:
         return self.server.find(association_id) is not None
@@ -425,6 +430,9 @@ class _Unnoticed:
     """Nobody is told."""
 
     def opened(self, identity: Identity, *, is_new: bool) -> None:
+        pass
+
+    def recovered(self, identity: Identity) -> None:
         pass
 
     def detached(self, identity: Identity, cause: str) -> None:

@@ -24,7 +24,12 @@ SLEEPER = "sleeper.{:06}"
 OPTIONS: dict[str, dict[str, object]] = {
     # What is measured is the work, not the limits that an operator sets.
     "limits": {"device_rate": 1e6, "device_burst": 1_000_000, "associations_per_device": 64},
-    "dtls": {"ecdhe_rate": 1e6, "ecdhe_burst": 1_000_000, "receive_buffer": 4 << 20},
+    "dtls": {
+        "ecdhe_rate": 1e6,
+        "ecdhe_burst": 1_000_000,
+        "handshakes_per_address": 1024,
+        "receive_buffer": 4 << 20,
+    },
     # A line for each session is written as fast as somebody reads it.
     "log": {"level": "warning"},
 }

@@ -141,6 +141,7 @@ class Contents:
         self.observed_paths: list[str] = []
         self.refusal: RequestRefused | None = None
         self.observe_refusal: RequestRefused | None = None
+        self.subscribe_refusal: RequestRefused | None = None
 
     def connect(self, layer: MessageLayer[FakeAssociation]) -> None:
         self._layer = layer
@@ -158,6 +159,8 @@ class Contents:
 
     def observed(self, identity: Identity, path: str) -> None:
         self.observed_paths.append(path)
+        if self.subscribe_refusal is not None:
+            raise self.subscribe_refusal
 
     def unobserved(self, identity: Identity, path: str) -> None:
         self.observed_paths.remove(path)
@@ -218,6 +221,8 @@ class Gate:
         max_absent: int = 4096,
         site: Site | None = None,
         max_packet_size: int | None = None,
+        block_rate: float = 1000.0,
+        block_burst: int = 10_000,
     ) -> None:
         self.publisher = RecordingPublisher()
         self.silent_site = SilentSite()
@@ -228,7 +233,9 @@ class Gate:
             self.publisher, "coapgate", lambda: max_packet_size, jitter=lambda low, high: low
         )
         self.uplinks.begin(WALL)
-        self.rates = DeviceRates(rate, burst, max_absent)
+        self.rates = DeviceRates(
+            rate, burst, max_absent, block_rate=block_rate, block_burst=block_burst
+        )
         self.sent: list[tuple[FakeAssociation, bytes]] = []
         self.withheld: list[bytes] = []
         self.answers: list[tuple[int, bytes]] = []

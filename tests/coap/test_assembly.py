@@ -299,6 +299,17 @@ def test_the_same_block_does_not_go_on_for_ever_without_costing_the_allowance() 
     assert answers == [Code.CONTINUE] * 4 + [Code.TOO_MANY_REQUESTS] * 2
 
 
+def test_blocks_that_go_on_have_an_allowance_of_their_own() -> None:
+    upload = Upload(rate=1.0, burst=2, block_rate=10.0, block_burst=5)
+    answers = [upload.refusal(number, b"a" * 1024) for number in range(8)]
+
+    # 0 and the first above the burst cost a request each; a body that has to wait goes on.
+    assert answers == [Code.CONTINUE] * 7 + [Code.TOO_MANY_REQUESTS]
+    later = upload.send(7, b"a" * 1024, now=START + 0.2)
+    assert later is not None
+    assert later.code == Code.CONTINUE
+
+
 def test_a_body_may_come_in_messages_that_are_not_confirmable() -> None:
     upload = Upload()
 

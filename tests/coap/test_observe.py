@@ -13,7 +13,7 @@ from coapgate.coap.messages import Settings
 from coapgate.coap.observe import CONFIRM_AT_LEAST, DEREGISTER, ORDERS, REGISTER
 from coapgate.coap.options import encode_uint
 from coapgate.errors import RequestRefused
-from coapgate.model import Code, Content, DeviceId, Tenant
+from coapgate.model import Code, Content, DeviceId, KeptObservation, Tenant
 from tests.coap.gate import ACK, CON, NON, RST, FakeAssociation, Gate, empty, message
 
 OBSERVE, ACCEPT, ETAG, BLOCK2 = 6, 17, 4, 23
@@ -277,6 +277,36 @@ def test_what_may_not_be_observed_is_refused_and_not_observed(whole: bool) -> No
     assert (watch.count, watch.gate.contents.observed_paths) == (0, [])
 
 
+def test_what_cannot_be_subscribed_to_is_refused_and_not_observed() -> None:
+    watch = Watch()
+    watch.gate.contents.subscribe_refusal = RequestRefused(Code.SERVICE_UNAVAILABLE, max_age=3)
+
+    assert watch.ask().code == Code.SERVICE_UNAVAILABLE
+    assert (watch.count, watch.gate.contents.observed_paths) == (0, [])
+    assert len(watch.gate.layer.states) == 0
+
+
+@pytest.mark.parametrize("observe", [DEREGISTER, REGISTER])
+def test_an_observation_that_ends_before_its_answer_is_known_does_not_come_back(
+    observe: int,
+) -> None:
+    watch = Watch()
+    watch.gate.contents.is_slow = True
+    for message_id, value in ((1, REGISTER), (2, observe)):
+        options = ((OBSERVE, encode_uint(value)),)
+        octets = message(CON, Code.GET, message_id, "led", options=options)
+        watch.gate.receive(watch.endpoint, octets, START)
+
+    for ticket, _ in watch.gate.contents.asked:
+        watch.gate.layer.respond_content(ticket, text(1), START)
+
+    first, second = (Message.decode(octets) for octets in watch.gate.take())
+    assert first.opt.observe is None
+    assert (second.opt.observe is not None) == (observe == REGISTER)
+    assert watch.count == len(watch.gate.journal.kept) == (observe == REGISTER)
+    assert len(watch.notify(text(2))) == (observe == REGISTER)
+
+
 def test_when_the_state_is_gone_observers_are_told_and_forgotten() -> None:
     watch = Watch(Settings(confirm_every=100))
     watch.ask()
@@ -326,19 +356,29 @@ def test_a_valid_state_is_2_03_and_observed() -> None:
     assert watch.count == 1
 
 
-def test_a_device_observes_a_bounded_number_of_paths_through_all_its_associations() -> None:
+def test_a_device_observes_a_bounded_number_of_paths() -> None:
     watch = Watch(Settings(observations_per_device=3))
-    other = watch.open()
-    answers = [
-        watch.ask(token=bytes((token,)), endpoint=other if token % 2 else None)
-        for token in range(5)
-    ]
+    answers = [watch.ask(token=bytes((token,))) for token in range(5)]
 
     assert [answer.code for answer in answers] == [Code.CONTENT] * 5
     assert [answer.opt.observe is not None for answer in answers] == [True] * 3 + [False] * 2
     assert (watch.count, watch.gate.layer.counts.unobserved) == (3, 2)
     assert watch.ask(token=b"\x00").opt.observe is not None  # its own again
     assert watch.ask(endpoint=watch.open("sensor-2")).opt.observe is not None
+
+
+def test_a_device_that_was_switched_off_observes_anew_in_place_of_what_it_did() -> None:
+    watch = Watch(Settings(observations_per_device=3))
+    for token in range(3):
+        watch.ask(path=f"p{token}", token=bytes((token,))) if token else watch.ask()
+    again = watch.open()
+
+    answers = [watch.ask(token=bytes((number,)), endpoint=again) for number in range(4)]
+
+    assert [answer.opt.observe is not None for answer in answers] == [True, True, True, False]
+    assert watch.count == 3
+    assert watch.gate.contents.observed_paths == ["led"]
+    assert {n.token for n in watch.notify(text(1))} == {b"\0", b"\1", b"\2"}
 
 
 def test_the_end_of_an_association_ends_what_it_observes_and_nothing_else() -> None:
@@ -516,17 +556,77 @@ def test_observations_go_on_after_a_restart_with_token_size_and_format() -> None
     assert later.count == 1
 
 
+def kept(watch: Watch) -> KeptObservation:
+    """What an orderly end leaves of the one observation."""
+    ((_, observation),) = watch.gate.layer.observations.kept()
+    return observation
+
+
+def journal(watch: Watch) -> KeptObservation:
+    """What a kill leaves of it."""
+    (observation,) = watch.gate.journal.kept.values()
+    return observation
+
+
+def after(observation: KeptObservation) -> Watch:
+    """The next process."""
+    later = Watch()
+    later.gate.layer.restore_observations(later.endpoint, [observation], START)
+    return later
+
+
 def test_what_a_device_was_told_last_is_not_told_again_after_a_restart() -> None:
     watch = Watch()
     watch.ask()
-    watch.notify(text(1))
-    ((_, kept),) = watch.gate.layer.observations.kept()
-    assert kept.etag == text(1).etag
-    later = Watch()
-    later.gate.layer.restore_observations(later.endpoint, [kept], START)
+    (notification,) = watch.notify(text(1))
+    watch.hear(ACK, notification.mid)
+    later = after(kept(watch))
 
     assert later.notify(text(1)) == []  # retained, and so heard again
     assert len(later.notify(text(1))) == 1  # published again
+
+
+def test_what_was_not_acknowledged_before_a_restart_is_told_again() -> None:
+    watch = Watch()
+    watch.ask()
+    watch.notify(text(1))
+    assert kept(watch).etag == b""
+    assert len(after(kept(watch)).notify(text(1))) == 1
+    watch.notify(text(0))  # waits, in place of nothing; what the device knows is open
+    assert len(after(kept(watch)).notify(text(0))) == 1
+
+
+def test_after_a_kill_whatever_followed_the_registration_is_told_again() -> None:
+    watch = Watch()
+    watch.ask()
+    assert after(journal(watch)).notify(text(0)) == []  # the registration was answered with it
+    (notification,) = watch.notify(text(1))
+    watch.hear(ACK, notification.mid)
+    # On the bus it becomes 0 again while nobody is there to hear it.
+    assert len(after(journal(watch)).notify(text(0))) == 1
+    kept(watch)  # the journal is written anew, with what is told now
+    watch.notify(text(2))
+    assert journal(watch).etag == b""
+
+
+def test_what_was_sent_without_confirmation_is_told_again_after_a_restart() -> None:
+    watch = Watch(Settings(confirm_every=100))
+    watch.ask()
+    watch.notify(text(1))
+
+    assert len(after(kept(watch)).notify(text(1))) == 1
+
+
+def test_a_newer_notification_in_place_of_a_repetition_is_what_the_device_was_told() -> None:
+    watch = Watch()
+    watch.ask()
+    watch.notify(text(1))
+    watch.notify(text(2))
+    watch.gate.run_timers(START + 4)
+    (renewed,) = (Message.decode(octets) for octets in watch.gate.take())
+    watch.hear(ACK, renewed.mid)
+
+    assert kept(watch).etag == text(2).etag
 
 
 def test_what_has_ended_is_not_kept() -> None:
@@ -557,6 +657,19 @@ def test_what_may_not_be_observed_any_more_does_not_go_on() -> None:
     watch.ask()
     later = Watch()
     later.gate.contents.observe_refusal = RequestRefused(Code.FORBIDDEN)
+
+    later.gate.layer.restore_observations(
+        later.endpoint, tuple(watch.gate.journal.kept.values()), START
+    )
+
+    assert (later.count, later.gate.contents.observed_paths) == (0, [])
+
+
+def test_what_cannot_be_subscribed_to_any_more_does_not_go_on() -> None:
+    watch = Watch()
+    watch.ask()
+    later = Watch()
+    later.gate.contents.subscribe_refusal = RequestRefused(Code.SERVICE_UNAVAILABLE)
 
     later.gate.layer.restore_observations(
         later.endpoint, tuple(watch.gate.journal.kept.values()), START

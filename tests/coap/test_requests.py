@@ -231,10 +231,53 @@ def test_a_response_that_nobody_asked_for_changes_nothing(kind: int) -> None:
     assert (asked.answers, asked.failures, asked.count) == ([], [], 1)
 
 
+@pytest.mark.parametrize("length", [3, 200, 1000])
+def test_an_elective_option_of_a_wrong_length_is_ignored(length: int) -> None:
+    asked = Asked()
+    (request,) = asked.ask()
+
+    asked.answer(
+        request, Code.CONTENT, b"x", (ETAG, b"e" * length * 3), (CONTENT_FORMAT, b"\xff" * length)
+    )
+
+    assert asked.answers == [(1, Code.CONTENT, None, b"x")]
+
+
+@pytest.mark.parametrize("code", [1, 2, 0x1F, 0x20, 0x60, 0xE0, 0xFF])
+def test_an_ack_with_what_is_no_response_is_unacceptable(code: int) -> None:
+    asked = Asked()
+    (request,) = asked.ask()
+
+    asked.answer(request, code, b"x")
+
+    assert (asked.answers, asked.failures) == ([], [(1, Failure.UNACCEPTABLE)])
+
+
+def test_a_query_is_read_as_it_would_stand_in_a_uri() -> None:
+    (request,) = Asked().ask(query="a=1%262&b=100%25&c")
+
+    assert request.opt.uri_query == ("a=1&2", "b=100%", "c")
+
+
+@pytest.mark.parametrize("long", [{"query": "q" * 256}, {"path": "p" * 256}])
+def test_what_no_option_can_hold_is_too_large(long: dict[str, str]) -> None:
+    asked = Asked()
+
+    assert asked.ask(**long) == []  # type: ignore[arg-type]
+
+    assert (asked.failures, asked.count) == ([(1, Failure.TOO_LARGE)], 0)
+
+
 @pytest.mark.parametrize("kind", [CON, NON, ACK])
 @pytest.mark.parametrize(
     "options",
-    [((9, b"x"),), ((0xFFF1, b""),), ((BLOCK2, b"\x07"),)],
+    [
+        ((9, b"x"),),
+        ((0xFFF1, b""),),
+        ((BLOCK2, b"\x07"),),
+        ((BLOCK2, b"\1\0\0\6"),),
+        ((BLOCK2, b"\6"), (BLOCK2, b"\6")),
+    ],
 )
 def test_a_response_that_we_must_not_accept_is_unacceptable(
     kind: int, options: tuple[tuple[int, bytes], ...]

@@ -250,6 +250,18 @@ def test_large_states_have_a_bounded_memory_and_one_body_counts_once() -> None:
     assert gate.layer.downloads.octets <= 12000
 
 
+def test_a_state_that_is_read_to_its_end_takes_no_memory_any_more() -> None:
+    gate = Gate()
+    gate.contents.states["config"] = LARGE
+    endpoint = opened(gate)
+    for number in range(5):
+        assert len(gate.layer.downloads) == (number > 0)
+        read(gate, endpoint, number, block2(number))
+
+    assert (len(gate.layer.downloads), gate.layer.downloads.octets) == (0, 0)
+    assert read(gate, endpoint, 9, block2(4)).payload == LARGE.payload[4096:]
+
+
 def test_a_device_that_begins_many_downloads_gives_up_its_own_oldest() -> None:
     gate = Gate(Settings(transfers_per_device=2))
     endpoint = opened(gate)

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coapgate.downlink.deliveries import SPARE_DEADLINES, Deliveries, Key, Limits
+from coapgate.downlink.deliveries import (
+    SPARE_DEADLINES,
+    UNDER_WAY_TIME,
+    Deliveries,
+    Key,
+    Limits,
+)
 from coapgate.downlink.outcomes import Answer, RequestOutcome
 from coapgate.downlink.requests import Origin, Request
 from coapgate.model import Code, DeviceId, Identity, Method, Tenant
@@ -28,6 +34,10 @@ class Told:
     answer: Answer | None = field(default=None, compare=False)
 
 
+class Endpoint:
+    """Where an association leads."""
+
+
 class Backend:
     """Deliveries with devices that are attached when the test says so."""
 
@@ -38,19 +48,23 @@ class Backend:
         self.sent: list[int] = []
         self.told: list[Told] = []
         self.refuse_with: str | None = None
-        self.deliveries: Deliveries[Key] = Deliveries(self, self.send, self.tell, limits)
+        self.tickets: dict[int, int] = {}
+        """Request -> the ticket that it went with last."""
+        self.newest: dict[Key, Endpoint] = {}
+        self.deliveries: Deliveries[Endpoint] = Deliveries(self, self.send, self.tell, limits)
         self._last = 0
 
-    def find(self, key: Key, association_id: bytes | None = None) -> Key | None:
-        return key if key in self.attached else None
+    def find(self, key: Key, association_id: bytes | None = None) -> Endpoint | None:
+        return self.newest[key] if key in self.attached else None
 
     def await_word(self, key: Key, *, awaited: bool) -> None:
         (self.awaited.add if awaited else self.awaited.discard)(key)
 
-    def send(self, endpoint: Key, request: Request, now: float) -> None:
+    def send(self, endpoint: Endpoint, request: Request, ticket: int, now: float) -> None:
         self.sent.append(request.number)
+        self.tickets[request.number] = ticket
         if self.refuse_with is not None:
-            self.deliveries.failed(request.number, self.refuse_with, now)
+            self.deliveries.failed(ticket, self.refuse_with, now)
 
     def tell(
         self,
@@ -64,7 +78,9 @@ class Backend:
         self.told.append(Told(settles, outcome.value, reason, answer))
 
     def attach(self, identity: Identity = SENSOR) -> None:
+        """One more association: from now on it is the newest."""
         self.attached.add((identity.tenant, identity.device))
+        self.newest[identity.tenant, identity.device] = Endpoint()
         self.deliveries.opened(identity)
 
     def detach(self, identity: Identity = SENSOR) -> None:
@@ -84,9 +100,10 @@ class Backend:
         path: str = "led",
         payload: bytes = b"",
         expires_in: float = 86400.0,
+        tenant: str = "acme",
     ) -> int:
         self._last += 1
-        origin = Origin(Tenant("acme"), DeviceId(device), "POST", path, None, None)
+        origin = Origin(Tenant(tenant), DeviceId(device), "POST", path, None, None)
         request = Request(
             self._last, origin, DeviceId(device), code, "", None, payload, WALL + expires_in
         )
@@ -94,10 +111,10 @@ class Backend:
         return self._last
 
     def answer(self, number: int, code: int = Code.CHANGED, payload: bytes = b"") -> None:
-        self.deliveries.answered(number, code, None, payload, self.now)
+        self.deliveries.answered(self.tickets.get(number, -1), code, None, payload, self.now)
 
     def fail(self, number: int, failure: str) -> None:
-        self.deliveries.failed(number, failure, self.now)
+        self.deliveries.failed(self.tickets.get(number, -1), failure, self.now)
 
     def run_until(self, when: float) -> None:
         while (due := self.deliveries.next_timer()) is not None and due <= when:
@@ -270,6 +287,33 @@ def test_a_request_whose_association_ended_waits_for_the_next_one() -> None:
     assert backend.told == [Told(number, "answered")]
 
 
+def test_a_device_that_comes_back_is_asked_there_when_it_speaks() -> None:
+    backend = Backend()
+    backend.attach()
+    number = backend.take()
+    lost = backend.tickets[number]
+    backend.attach()
+    assert backend.sent == [number]
+    backend.speak()
+    assert backend.sent == [number, number]
+
+    backend.deliveries.failed(lost, "timeout", backend.now)
+    backend.deliveries.answered(lost, Code.CHANGED, None, b"", backend.now)
+    assert backend.told == [], "nobody waits there any more"
+    backend.answer(number)
+
+    assert backend.told == [Told(number, "answered")]
+
+
+def test_a_device_that_speaks_where_it_is_asked_is_not_asked_twice() -> None:
+    backend = Backend()
+    backend.attach()
+    number = backend.take()
+    backend.deliveries.spoke(SENSOR, ASSOCIATION, backend.now)
+
+    assert backend.sent == [number]
+
+
 def test_an_association_that_is_gone_at_once_costs_no_attempt() -> None:
     backend = Backend(Limits(attempts=1))
     backend.refuse_with = "closed"
@@ -298,15 +342,98 @@ def test_no_more_waits_for_a_device_than_it_may_have() -> None:
 
 
 def test_no_more_waits_in_all_than_is_configured() -> None:
-    backend = Backend(Limits(messages=10, size=1000))
+    backend = Backend(Limits(messages=10, size=1000, share=1.0))
     for number in range(20):
         backend.take(f"sensor-{number}")
     assert [told.reason for told in backend.told] == ["too many requests wait"] * 10
 
-    backend = Backend(Limits(size=1000))
+    backend = Backend(Limits(size=1000, share=1.0))
     backend.take("sensor-1", payload=b"x" * 900)
     backend.take("sensor-2", payload=b"x" * 101)
     assert [told.reason for told in backend.told] == ["too many requests wait"]
+
+
+def test_one_tenant_leaves_room_for_others() -> None:
+    backend = Backend(Limits(messages=10, size=1000, share=0.5))
+    for number in range(6):
+        backend.take(f"sensor-{number}")
+    assert [told.reason for told in backend.told] == ["too many requests of the tenant wait"]
+    backend.take("sensor-1", tenant="umbrella", payload=b"x" * 501)
+    assert backend.told[-1].reason == "too many requests of the tenant wait"
+    for number in range(5):
+        backend.take(f"sensor-{number}", tenant="umbrella")
+
+    assert len(backend.told) == 2
+    backend.run_until(86400.0)
+    assert len(backend.told) == 12
+
+
+def test_what_waits_for_devices_that_sleep_stops_nothing_for_one_that_is_awake() -> None:
+    backend = Backend(Limits(messages=10, size=1000, share=1.0))
+    for number in range(10):
+        backend.take(f"deaf-{number}", payload=b"x" * 100)
+    backend.attach()
+    number = backend.take(payload=b"x" * 900)
+    backend.answer(number)
+
+    assert backend.told == [Told(number, "answered")]
+
+
+def test_a_request_under_way_expires_too_after_a_while() -> None:
+    backend = Backend()
+    backend.attach()
+    number = backend.take(expires_in=10.0)
+    backend.run_until(UNDER_WAY_TIME - 1)
+    assert backend.told == []
+    backend.run_until(UNDER_WAY_TIME)
+    backend.answer(number)
+
+    assert backend.told == [Told(number, "expired")]
+    following = backend.take()
+    assert backend.sent == [number, following]
+
+
+def test_a_thousand_requests_that_fail_at_once_fail_one_after_another() -> None:
+    backend = Backend(Limits(per_device=4096))
+    for _ in range(1000):
+        backend.take()
+    backend.refuse_with = "too_large"
+    backend.attach()
+    backend.speak()
+
+    assert len(backend.sent) == 1000
+    assert {told.outcome for told in backend.told} == {"rejected"}
+    assert len(backend.deliveries) == 0
+
+
+@pytest.mark.parametrize("failure", ["closed", "busy"])
+def test_where_nothing_is_held_a_session_that_ends_rejects(failure: str) -> None:
+    backend = Backend(Limits(holds=False))
+    backend.attach()
+    number = backend.take()
+    backend.fail(number, failure)
+
+    assert [told.outcome for told in backend.told] == ["rejected"]
+    assert len(backend.deliveries) == 0
+
+
+def test_an_outcome_that_cannot_be_told_does_not_stop_the_next_request() -> None:
+    backend = Backend()
+    backend.attach()
+    first, second = backend.take(), backend.take()
+    tell = backend.deliveries._tell
+
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no MQTT string")
+
+    backend.deliveries._tell = fail
+    with pytest.raises(ValueError, match="no MQTT string"):
+        backend.answer(first)
+    backend.deliveries._tell = tell
+    backend.answer(second)
+
+    assert backend.sent == [first, second]
+    assert backend.told == [Told(second, "answered")]
 
 
 def test_where_nothing_is_held_a_device_must_listen_now() -> None:
@@ -453,3 +580,5 @@ def test_whatever_happens_every_request_has_exactly_one_outcome(
     assert sorted(told.number or 0 for told in backend.told) == taken
     assert len(backend.deliveries) == 0
     assert backend.deliveries.held == 0
+    assert not backend.deliveries._queues, "nothing is remembered of devices that want nothing"
+    assert not backend.awaited

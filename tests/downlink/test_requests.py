@@ -65,6 +65,10 @@ def test_a_request_that_says_nothing_waits_for_the_default_time() -> None:
     )
 
 
+def test_no_request_waits_longer_than_is_allowed() -> None:
+    assert parsed(heard(TOPIC, expires_in=4_294_967_295)).expires_at == WALL + 604_800
+
+
 def test_every_request_has_a_number_of_its_own() -> None:
     parser = Parser("gate", RightsTable({}), FORMATS, hold_time=1.0, max_body=9, first_number=41)
     numbers = [parser.parse(heard(TOPIC), WALL) for _ in range(3)]
@@ -175,7 +179,7 @@ def test_long_correlation_data_is_rejected_and_not_sent_back() -> None:
 
 def test_a_body_beyond_the_limit_is_rejected() -> None:
     assert parsed(heard(TOPIC, b"x" * 1024)).payload == b"x" * 1024
-    assert reason(heard(TOPIC, b"x" * 1025)) == "body has more than 1024 octets"
+    assert reason(heard(TOPIC, b"x" * 1025)).startswith("body has more than 1024 octets")
 
 
 @pytest.mark.parametrize("query", ["a\x00", "q" * 1025])

@@ -310,3 +310,59 @@ def test_what_is_observed_before_it_was_ever_read_is_news() -> None:
     gate.complete("gone")
 
     assert gate.notified == [("sensor-1/there", b"1"), ("sensor-1/gone", None)]
+
+
+def test_whoever_may_not_read_a_path_may_not_observe_it() -> None:
+    gate = Gate(Rights(read=Rule(["config"]), observe=None))
+
+    with pytest.raises(RequestRefused) as caught:
+        gate.states.check_observable(SENSOR, "secret")
+    assert caught.value.code == Code.FORBIDDEN
+
+
+class Leaving(Gate):
+    """Devices that end their observation with whatever they are told."""
+
+    def respond_content(self, ticket: int, content: Content | None, now: float) -> None:
+        super().respond_content(ticket, content, now)
+        self.states.unobserved(SENSOR, "config")
+
+    def refuse(self, ticket: int, refusal: RequestRefused, now: float) -> None:
+        super().refuse(ticket, refusal, now)
+        self.states.unobserved(SENSOR, "config")
+
+    def notify(
+        self, tenant: Tenant, device: DeviceId, path: str, content: Content | None, now: float
+    ) -> int:
+        self.states.unobserved(SENSOR, path)
+        return super().notify(tenant, device, path, content, now)
+
+
+@pytest.mark.parametrize("end", ["refused", "too late", "absent", "there", "changed"])
+def test_an_observation_may_end_with_what_is_told_of_it(end: str) -> None:
+    gate = Leaving(look_up_time=5.0)
+    gate.states.observed(SENSOR, "config")
+    gate.find(ticket=1)
+    gate.find(ticket=2)
+    match end:
+        case "refused":
+            gate.states.refused(TOPIC, 0.0)
+        case "too late":
+            gate.states.handle_timer(5.0)
+        case "absent":
+            gate.complete()
+        case "there":
+            gate.hear(b"1")
+        case "changed":
+            gate.hear(b"1")
+            gate.states.observed(SENSOR, "config")
+            gate.find(ticket=3)
+            gate.hear(b"2")
+            gate.hear(b"3")
+
+    told = {ticket for ticket, _ in [*gate.answers, *gate.refused]}
+    assert told >= {1, 2}
+    if end == "there":
+        assert gate.answers == [(1, b"1"), (2, b"1")]
+    gate.states.handle_timer(1000.0)
+    assert (len(gate.states), gate.states.size, gate.states.next_timer()) == (0, 0, None)

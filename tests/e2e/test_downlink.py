@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import aiomqtt
 import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from coapgate.model import Code
 from coapgate.simulated.bodies import read_body
 from coapgate.simulated.device import Device
 from coapgate.simulated.message import Message, Response
+from tests.conftest import StartMosquitto
 from tests.e2e.backend import Backend, listening
+from tests.fakes.broker import FakeBroker
 from tests.gateway_fixtures import Install, StartGateway
 from tests.gateways import Running, running_process
 from tests.peers import Mosquitto
@@ -228,6 +234,106 @@ async def test_what_was_held_outlives_the_gateway(install: Install, broker: Mosq
     assert (reply.outcome, reply.correlation) == ("answered", b"c")
     assert reply.topic == f"{installation.root}/default/reply/a/b"
     assert lamp.told == [(Code.PUT, "light", b"on")]
+
+
+async def test_what_is_asked_while_the_gateway_is_away_is_asked_once_when_it_is_back(
+    install: Install, broker: Mosquitto
+) -> None:
+    installation = install()
+    key = installation.add_psk("lamp")
+    lamp = Lamp()
+    async with listening(broker.host, broker.port, installation.root) as backend:
+        async with running_process(installation) as gateway:
+            await gateway.until_connected()
+            async with Device(*gateway.address, key, serve=lamp.serve):
+                await backend.ask("lamp", "POST", "light", b"0")
+                assert (await backend.reply()).outcome == "answered"
+            gateway.program.terminate()
+            assert await gateway.program.end() == 0
+        for number in range(1, 4):
+            await backend.ask("lamp", "POST", "light", b"%d" % number)
+        async with running_process(installation) as again:
+            await again.until_connected()
+            async with Device(*again.address, key, serve=lamp.serve) as device:
+                assert str(await device.request(Code.POST, "awake", b"1")) == "2.04"
+                outcomes = [(await backend.reply()).outcome for _ in range(3)]
+
+    assert outcomes == ["answered"] * 3
+    assert [payload for _, _, payload in lamp.told] == [b"0", b"1", b"2", b"3"]
+    assert backend.replies.empty()
+
+
+async def test_an_outcome_that_no_broker_could_take_outlives_an_orderly_stop(
+    install: Install, mosquitto: StartMosquitto
+) -> None:
+    broker = mosquitto()
+    installation = install(broker.url)
+    key = installation.add_psk("lamp")
+    lamp = Lamp()
+
+    def serve(message: Message) -> Response:
+        broker.stop()
+        return lamp.serve(message)
+
+    async with running_process(installation) as gateway:
+        await gateway.until_connected()
+        async with Device(*gateway.address, key, serve=serve):
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            properties.ResponseTopic = f"{installation.root}/default/reply/app"
+            version = aiomqtt.ProtocolVersion.V5
+            with contextlib.suppress(aiomqtt.MqttError):  # the broker goes before it is left
+                async with aiomqtt.Client(broker.host, broker.port, protocol=version) as client:
+                    topic = f"{installation.root}/default/lamp/request/POST/light"
+                    await client.publish(topic, b"on", qos=1, properties=properties)
+            await until(lambda: len(lamp.told) == 1, "the lamp is told")
+            gateway.program.terminate()
+            assert await gateway.program.end() == 0
+    broker.start()
+    async with (
+        listening(broker.host, broker.port, installation.root) as backend,
+        running_process(installation) as again,
+    ):
+        reply = await backend.reply()
+        async with Device(*again.address, key, serve=lamp.serve) as device:
+            assert str(await device.request(Code.POST, "awake", b"1")) == "2.04"
+        await until(lambda: not installation.registry.held_requests(0), "it is over")
+
+    assert (reply.outcome, reply.payload) == ("answered", b"was off")
+    assert len(lamp.told) == 1
+
+
+async def test_a_device_that_comes_back_is_asked_there_and_not_where_it_was(
+    gateway: Running, backend: Backend
+) -> None:
+    key = gateway.installation.add_psk("lamp")
+    lost = await gateway.device(key).__aenter__()
+    lost.sleep()  # without a goodbye, and for good
+    lamp = Lamp()
+    await backend.ask("lamp", "POST", "light", b"on")
+    deliveries = gateway.gateway.backends.policy.deliveries
+    await until(lambda: deliveries.sent == 1, "it is sent to where the lamp was")
+    async with gateway.device(key, serve=lamp.serve) as device:
+        assert str(await device.request(Code.POST, "awake", b"1")) == "2.04"
+        reply = await backend.reply()
+
+    assert reply.outcome == "answered"
+    assert lamp.told == [(Code.POST, "light", b"on")]
+
+
+@pytest.mark.expects_warnings(
+    "broker refuses a subscription", "nothing listens where the broker should be"
+)
+async def test_a_broker_that_lets_nothing_be_heard_is_named_and_devices_come_back_later(
+    start_gateway: StartGateway,
+) -> None:
+    async with FakeBroker(subscriptions=0x87) as broker:
+        gateway = await start_gateway(broker.url)
+        async with gateway.device(gateway.installation.add_psk("lamp")) as device:
+            read = await device.request(Code.GET, "config")
+            sent = await device.request(Code.POST, "temperature", b"21.5")
+
+    assert (str(read), str(sent)) == ("5.03 try again later", "2.04")
+    assert read.max_age is not None
 
 
 # --- state

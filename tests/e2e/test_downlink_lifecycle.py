@@ -157,7 +157,7 @@ async def test_while_the_broker_is_away_nothing_is_lost_and_the_order_stays(
     connection = gateway.gateway.connection
     broker.stop()
     await until(lambda: not connection.connected, "the broker is gone")
-    for _ in range(20):
+    for _ in range(8):
         async with gateway.device(key):
             pass
     broker.start()
@@ -168,4 +168,32 @@ async def test_while_the_broker_is_away_nothing_is_lost_and_the_order_stays(
         await until(lambda: backend.story()[-1:] == ["detached"], "and heard")
 
     assert outbox.lost == 0
-    assert outbox.published == 80
+    # Coming and going eight times; of the status only what it is in the end.
+    assert outbox.published == 17
+
+
+@pytest.mark.expects_warnings
+async def test_what_could_not_be_told_before_a_stop_is_told_after_it(
+    install: Install, mosquitto: StartMosquitto
+) -> None:
+    """A device comes while the broker is away, and goes on after a restart of the gateway."""
+    broker = mosquitto()
+    installation = install(broker.url)
+    key = installation.add_psk("sensor-1")
+    async with running_process(installation) as gateway:
+        await gateway.until_connected()
+        broker.stop()
+        device = await device_of(gateway, key).__aenter__()
+        gateway.program.terminate()
+        assert await gateway.program.end() == 0
+    broker.start()
+    async with (
+        listening(broker.host, broker.port, installation.root) as backend,
+        running_process(installation, gateway.address) as again,
+    ):
+        await until(lambda: backend.story() == ["connected", "attached"], "it is told")
+        assert str(await device.request(Code.POST, "a", b"1")) == "2.04"
+        await again.until_connected()
+
+    assert device.handshakes == 1
+    await device.__aexit__(None, None, None)

@@ -6,7 +6,7 @@
         assert broker.published[0].topic == "a/b"
 
 Options are attributes and may be changed while it runs; those of CONNACK hold from the next
-connection on. It grants every subscription, and delivers nothing to subscribers.
+connection on. It grants subscriptions, and delivers nothing to subscribers.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class FakeBroker:
     accept_silently        never answer a CONNECT
     receive_maximum, maximum_packet_size, maximum_qos, retain_available, server_keep_alive
                            what CONNACK announces; a client that exceeds one is disconnected
+    subscriptions          reason code of every topic filter in SUBACK
     silent                 (attribute) say nothing any more, pings included, but keep connections
     wait_timeout           seconds after which waiting for what does not happen raises TimeoutError
 
@@ -78,6 +79,7 @@ class FakeBroker:
         maximum_qos: int = 2,
         retain_available: bool = True,
         server_keep_alive: int | None = None,
+        subscriptions: int = 1,
         wait_timeout: float = 10.0,
     ) -> None:
         self.puback_delay = puback_delay
@@ -93,6 +95,7 @@ class FakeBroker:
         self.maximum_qos = maximum_qos
         self.retain_available = retain_available
         self.server_keep_alive = server_keep_alive
+        self.subscriptions = subscriptions
         self.wait_timeout = wait_timeout
         self.published: list[PublishPacket] = []
         self.connects: list[ConnectPacket] = []
@@ -263,7 +266,7 @@ class _Peer(asyncio.Protocol):
                 if not broker.silent:
                     self.transport.write(PingRespPacket().write())
             case SubscribePacket():
-                granted = [SubAckReasonCode.GRANTED_QOS_AT_LEAST_ONCE] * len(packet.topic_filters)
+                granted = [SubAckReasonCode(broker.subscriptions)] * len(packet.topic_filters)
                 self.transport.write(SubAckPacket(packet.packet_id, granted).write())
             case UnsubscribePacket():
                 gone = [UnsubAckReasonCode.SUCCESS] * len(packet.patterns)

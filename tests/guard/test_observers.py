@@ -8,8 +8,9 @@ from tests.guard.observers import measure_observers
 OBSERVER = 560.0
 """Octets of one, its registration that is remembered for a repetition included."""
 OBSERVER_OBJECTS = 2.1
-NOTIFICATION = 42.0
-"""Calls of a confirmable one, from the message layer to the record layer, and of its ACK; a dozen are the test's."""
+NOTIFICATION = 42.5
+"""Calls of a confirmable one, from the message layer to the record layer, and of its ACK; a dozen
+are the test's."""
 
 
 def test_an_observer_costs_a_row_and_a_notification_the_same_among_many() -> None:

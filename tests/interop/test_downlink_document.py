@@ -12,6 +12,7 @@ import pytest
 from coapgate.downlink.outcomes import RequestOutcome
 from coapgate.model import Code
 from coapgate.simulated.message import Kind, Message, Response
+from tests.conftest import StartMosquitto
 from tests.gateway_fixtures import StartGateway
 from tests.gateways import Running
 from tests.interop.test_documentation import KEY, enter, placed
@@ -91,3 +92,48 @@ async def test_a_state_is_published_read_and_observed_as_described(
     await enter(here(publish, gateway, broker), tmp_path)
     for command in (read, observe):
         assert '{"level":7}' in await enter(here(command, gateway, broker), tmp_path)
+
+
+# The broker ends before the gateway.
+@pytest.mark.expects_warnings("nothing listens where the broker should be")
+async def test_with_the_brokers_access_as_described_backends_reach_their_own_tenant_alone(
+    start_gateway: StartGateway, mosquitto: StartMosquitto, tmp_path: Path
+) -> None:
+    require("mosquitto_rr")
+    (access,) = re.findall(r"```acl\n(.*?)```", DOCUMENT, re.DOTALL)
+    (tmp_path / "acl").write_text(access)
+    (tmp_path / "password").write_text("secret\n")
+    (tmp_path / "password").chmod(0o600)
+    passwords = tmp_path / "passwords"
+    for option, user in (("-c", "coapgate"), ("", "acme-backend")):
+        await enter(
+            f"{require('mosquitto_passwd')} {option} -b {passwords} {user} secret", tmp_path
+        )
+    lines = (f"acl_file {tmp_path / 'acl'}", f"password_file {passwords}")
+    broker = mosquitto(*lines)
+    gateway = await start_gateway(
+        broker.url,
+        mqtt={
+            "root": "coapgate",
+            "username": "coapgate",
+            "password_file": str(tmp_path / "password"),
+        },
+    )
+
+    def switch(message: Message) -> Response:
+        return Response(Code.CHANGED, (), b"was off")
+
+    def ask(tenant: str) -> str:
+        program = f"mosquitto_rr -h {broker.host} -p {broker.port} -u acme-backend -P secret"
+        return (
+            f"{program} -V mqttv5 -q 1 -W 3 -m on -F '%P %p' "
+            f"-t coapgate/{tenant}/lamp/request/PUT/light -e coapgate/acme/reply/app"
+        )
+
+    installation = gateway.installation
+    acme, other = (installation.add_psk("lamp", tenant="acme"), installation.add_psk("lamp-2"))
+    async with gateway.device(acme, serve=switch), gateway.device(other, serve=switch):
+        assert "was off" in await enter(ask("acme"), tmp_path)
+        assert await enter(f"{ask('default')} || true", tmp_path) in ("", "Timed out\n")
+
+    assert gateway.gateway.backends.policy.deliveries.outcomes == {"answered": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,16 @@ async def test_what_is_here_and_who_am_i(client: str, gateway: Running) -> None:
 
     assert "</hello>" in links
     assert '"device":"sensor-1"' in hello
+
+
+async def test_a_device_with_a_certificate_is_told_for_how_long_it_is_valid(
+    client: str, gateway: Running, tmp_path: Path
+) -> None:
+    hello = await ask(client, gateway, "hello", *by_x509(gateway, tmp_path))
+
+    told = re.search(r'"method":"x509","days_left":(\d+)', hello)
+    assert told is not None, hello
+    assert int(told[1]) > 0
 
 
 async def test_an_error_says_why(client: str, gateway: Running) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from uuid import uuid4
 
 import aiomqtt
 
+from coapgate.mqtt.connection import HEARD_AT_ONCE
 from coapgate.mqtt.subscriptions import Complete, Heard
 from tests.conftest import StartMosquitto
 from tests.mqtt.running import Running, running
@@ -95,3 +98,42 @@ async def test_what_is_retained_is_not_heard_where_only_news_counts(broker: Mosq
         await until(lambda: bool(publications(one)), "the news are heard")
 
     assert [each.topic for each in publications(one)] == [f"{root}/new"]
+
+
+async def test_more_is_heard_at_once_than_a_broker_queues(broker: Mosquitto) -> None:
+    root = uuid4().hex
+    async with backend(broker) as client, running(broker, settings()) as one:
+        for number in range(3000):
+            one.publish(f"{root}/{number}/status", b"x" * 100, retain=True, ticket=number)
+            if number % 100 == 99:
+                await one.ended_at_least(number + 1)
+        await client.publish(f"{root}/last/status", b"", qos=1)
+        one.connection.subscribe(f"{root}/+/status", at_most_once=True)
+        await until(lambda: bool(complete(one)), "all that is retained has come")
+
+    assert len(publications(one)) == 3000
+
+
+async def test_a_flood_is_looked_at_a_little_at_a_time(broker: Mosquitto) -> None:
+    root = uuid4().hex
+    loop = asyncio.get_running_loop()
+    ticks: list[int] = []
+    tick = 0
+
+    def count() -> None:
+        nonlocal tick
+        tick += 1
+        ticker.append(loop.call_soon(count))
+        ticker.pop(0)
+
+    async with backend(broker) as client, running(broker, settings()) as one:
+        one.connection.listen(lambda _: ticks.append(tick), one.ended, lambda: None)
+        one.connection.subscribe(f"{root}/#", at_most_once=True)
+        await until(lambda: len(ticks) == 1, "it is subscribed")
+        ticker = [loop.call_soon(count)]
+        for number in range(1000):
+            await client.publish(f"{root}/{number}", b"", qos=0)
+        await until(lambda: len(ticks) == 1001, "all have come")
+        ticker[0].cancel()
+
+    assert max(Counter(ticks).values()) <= HEARD_AT_ONCE

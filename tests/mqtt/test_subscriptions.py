@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from mqtt5 import (
     ConnAckPacket,
+    ConnectPacket,
     Packet,
     PingReqPacket,
     PingRespPacket,
@@ -18,7 +20,7 @@ from mqtt5 import (
     UnsubscribePacket,
 )
 
-from coapgate.mqtt.client import ACK_TIMEOUT, State
+from coapgate.mqtt.client import ACK_TIMEOUT, Hello, State
 from coapgate.mqtt.publications import Publications
 from coapgate.mqtt.subscriptions import (
     MAX_BATCH,
@@ -229,12 +231,12 @@ def test_a_feed_is_heard_while_a_state_never_rests() -> None:
 def test_a_flood_at_qos_0_is_dropped_and_counted_beyond_its_bound() -> None:
     ear = connected()
     ear.subscribe("feed/#", is_state=False)
-    for _ in range(70):
+    for _ in range(20):
         ear.receive(*[PublishPacket("feed/x", b"")] * 1000)
     last = PublishPacket("feed/last", b"", qos=QoS.AT_LEAST_ONCE, packet_id=7)
     ear.receive(last)
 
-    assert ear.subscriptions.dropped == 70_000 - MAX_FEED
+    assert ear.subscriptions.dropped == 20_000 - MAX_FEED
     heard = ear.heard()
     assert len(heard) == MAX_FEED + 1
     assert isinstance(heard[-1], Heard)
@@ -319,3 +321,104 @@ def test_a_subscription_before_there_is_a_broker_is_sent_when_there_is_one() -> 
     ear.connect(ConnAckPacket())
 
     assert topics_of(ear.sent()[0]) == ["t"]
+
+
+def test_what_the_broker_delivers_again_after_a_reconnect_is_heard_once() -> None:
+    ear = Ear()
+    ear.connect(ConnAckPacket())
+    first = PublishPacket("feed/x", b"1", qos=QoS.AT_LEAST_ONCE, packet_id=7)
+    ear.receive(first)
+    assert len(ear.heard()) == 1
+    ear.client.lost(ear.now, cut=False)
+    ear.connect(ConnAckPacket(session_present=True))
+    ear.sent()
+
+    again = PublishPacket("feed/x", b"1", qos=QoS.AT_LEAST_ONCE, packet_id=7, duplicate=True)
+    other = PublishPacket("feed/x", b"2", qos=QoS.AT_LEAST_ONCE, packet_id=8, duplicate=True)
+    ear.receive(again, other)
+
+    (puback,) = ear.sent()
+    assert isinstance(puback, PubAckPacket)
+    assert puback.packet_id == 7
+    (heard,) = ear.heard()
+    assert isinstance(heard, Heard)
+    assert heard.payload == b"2", "we had not seen it"
+
+
+def test_a_packet_identifier_that_stands_for_something_else_is_no_repetition() -> None:
+    ear = connected()
+    ear.receive(PublishPacket("feed/x", b"1", qos=QoS.AT_LEAST_ONCE, packet_id=7))
+    ear.receive(PublishPacket("feed/x", b"1", qos=QoS.AT_LEAST_ONCE, packet_id=7))
+    changed = PublishPacket("feed/x", b"2", qos=QoS.AT_LEAST_ONCE, packet_id=7, duplicate=True)
+    ear.receive(changed)
+
+    assert len(ear.heard()) == 3
+
+
+def test_a_subscription_of_an_earlier_process_is_ended() -> None:
+    ear = connected()
+    ear.subscribe("wanted")
+    ear.sent()
+    for topic in ("stale", "wanted"):
+        ear.subscriptions.unsubscribe_stale(topic)
+    ear.subscriptions.flush(ear.now)
+
+    (unsubscribe,) = ear.sent()
+    assert isinstance(unsubscribe, UnsubscribePacket)
+    assert unsubscribe.patterns == ["stale"]
+
+
+def test_with_a_session_that_lasts_connect_says_so() -> None:
+    ear = Wire(Hello("coapgate-0-0", session_expiry=3600))
+    ear.open()
+
+    (connect,) = ear.sent()
+    assert isinstance(connect, ConnectPacket)
+    assert (connect.clean_start, connect.session_expiry_interval) == (False, 3600)
+
+
+@pytest.mark.parametrize("is_resumed", [True, False])
+def test_what_is_published_again_says_so_to_a_broker_that_remembers(is_resumed: bool) -> None:
+    ear = connected()
+    ear.publish(1)
+    ear.sent()
+    ear.client.lost(ear.now, cut=False)
+    ear.connect(ConnAckPacket(session_present=is_resumed))
+
+    (publish,) = (packet for packet in ear.sent() if isinstance(packet, PublishPacket))
+    assert publish.duplicate == is_resumed
+
+
+def test_of_a_feed_no_large_body_is_kept() -> None:
+    ear = connected()
+    ear.subscriptions.max_feed_payload = 100
+    ear.receive(PublishPacket("feed/x", b"x" * 101), PublishPacket("feed/y", b"y" * 100))
+    properties = [("name", "x" * 5000)] * 2
+    ear.receive(PublishPacket("feed/z", b"z", user_properties=properties))
+
+    cut, whole, odd = ear.heard()
+    assert isinstance(cut, Heard)
+    assert isinstance(whole, Heard)
+    assert isinstance(odd, Heard)
+    assert (cut.is_cut, cut.payload) == (True, b"")
+    assert (whole.is_cut, whole.payload) == (False, b"y" * 100)
+    assert (odd.is_cut, odd.payload, odd.properties) == (True, b"", [])
+
+
+def test_what_waits_of_feeds_at_qos_0_is_bounded_in_octets() -> None:
+    ear = connected()
+    for _ in range(100):
+        ear.receive(PublishPacket("feed/x", b"x" * (1 << 20)))
+
+    assert 60 <= 100 - ear.subscriptions.dropped <= 64
+    assert len(ear.heard()) == 100 - ear.subscriptions.dropped
+    ear.receive(PublishPacket("feed/x", b"room again"))
+    assert len(ear.heard()) == 1
+
+
+def test_what_is_retained_is_heard_whole_however_much_it_is() -> None:
+    ear = connected()
+    for _ in range(20):
+        ear.receive(*[PublishPacket("feed/status", b"", retain=True)] * 1000)
+
+    assert (ear.subscriptions.dropped, len(ear.heard())) == (0, 20_000)

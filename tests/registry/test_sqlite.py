@@ -659,10 +659,13 @@ HELD = HeldRequest(
 async def test_requests_that_wait_outlive_the_process(tmp_path: Path) -> None:
     other = HELD._replace(number=9, content_format=None, response_topic=None, correlation=None)
     with open_sqlite(tmp_path) as registry:
-        await registry.change_held_requests(0, [HELD, other], [])
-        await registry.change_held_requests(1, [HELD._replace(number=1)], [])
+        await registry.change_held_requests(0, [HELD, other], [], [])
+        await registry.change_held_requests(1, [HELD._replace(number=1)], [], [])
     with open_sqlite(tmp_path) as registry:
         assert registry.held_requests(0) == [HELD, other]
-        await registry.change_held_requests(0, [HELD._replace(number=11)], [7, 9, 99])
+        await registry.change_held_requests(0, [], [(7, "answered")], [])
+        concluded, _ = registry.held_requests(0)
+        assert concluded == HELD._replace(payload=b"", outcome="answered")
+        await registry.change_held_requests(0, [HELD._replace(number=11)], [], [7, 9, 99])
         assert [held.number for held in registry.held_requests(0)] == [11]
         assert [held.number for held in registry.held_requests(1)] == [1]

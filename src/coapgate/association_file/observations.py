@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +26,7 @@ from coapgate.model import KeptObservation
 
 MAGIC = b"cgobs\0\0\1"
 MAX_LENGTH = 1 << 28
-"""Octets of a journal; a longer one is not read."""
+"""Octets of a journal that are read."""
 REWRITE_FROM = 1 << 20
 """Octets from which a journal that has doubled is written anew."""
 
@@ -35,6 +36,7 @@ NONE, MANY = 0xFF, 0xFFFFFFFF
 _HEAD = struct.Struct("=IH")
 _KEY = struct.Struct("=B8sB")
 _KEPT = struct.Struct("=BIB")
+_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _Kept = tuple[bytes, KeptObservation]
@@ -61,7 +63,7 @@ class ObservationJournal:
     def read(self) -> None:
         """Read what an earlier process left, if anything."""
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = os.open(self.path, _READ_FLAGS)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -69,16 +71,17 @@ class ObservationJournal:
             return
         try:
             with open(descriptor, "rb") as file:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise OSError(errno.EINVAL, "it is no regular file")
                 octets = file.read(MAX_LENGTH + 1)
         except OSError as error:
             self._give_up(error)
             return
-        if len(octets) <= MAX_LENGTH:
-            for association_id, token, kept in parse_journal(octets):
-                own = self._left.setdefault(association_id, {})
-                own.pop(token, None)
-                if kept is not None:
-                    own[token] = kept
+        for association_id, token, kept in parse_journal(octets[:MAX_LENGTH]):
+            own = self._left.setdefault(association_id, {})
+            own.pop(token, None)
+            if kept is not None:
+                own[token] = kept
 
     def take(self, association_id: bytes) -> tuple[KeptObservation, ...]:
         """What an association observed when the earlier process ended, in order."""

@@ -34,8 +34,8 @@ class _Download:
 class Downloads:
     """States by device and path, of `memory` octets at most; the same `bytes` counts once.
 
-    A device has `per_device` at most: one more drops its own oldest. One that nobody has read from
-    for `timeout` seconds is dropped, earlier if there is need.
+    A device has `per_device` at most: one more drops its own oldest. One that is read to its end is
+    dropped, as is one that nobody has read from for `timeout` seconds, earlier if there is need.
     """
 
     def __init__(self, *, memory: int, per_device: int, timeout: float) -> None:
@@ -59,18 +59,18 @@ class Downloads:
 
         Raises RequestRefused (5.03) if there is no room.
         """
-        self._drop(key)
+        self.drop(key)
         device = key[:2]
         own = self._devices.get(device, ())
         if len(own) >= self._per_device:
-            self._drop(own[0])
+            self.drop(own[0])
         body = content.payload
         need = 0 if id(body) in self._holders else len(body)
         while self._downloads and self.octets + need > self._memory:
             oldest, download = next(iter(self._downloads.items()))
             if download.touched_at + IDLE_TIME > now:
                 break
-            self._drop(oldest)
+            self.drop(oldest)
             need = 0 if id(body) in self._holders else len(body)
         if self.octets + need > self._memory:
             diagnostic = "too many large states are being read"
@@ -107,9 +107,10 @@ class Downloads:
             if download.touched_at + self._timeout > now:
                 self.due_at = download.touched_at + self._timeout
                 break
-            self._drop(key)
+            self.drop(key)
 
-    def _drop(self, key: Key) -> None:
+    def drop(self, key: Key) -> None:
+        """Nobody reads that state any more."""
         download = self._downloads.pop(key, None)
         if download is None:
             return

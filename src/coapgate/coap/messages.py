@@ -20,7 +20,6 @@ from coapgate.coap.header import (
     HEADER,
     MAX_TOKEN_LENGTH,
     NON,
-    RST,
     TOKEN_LENGTH,
     TYPE,
     VERSION,
@@ -40,6 +39,7 @@ from coapgate.coap.options import (
 )
 from coapgate.coap.proofs import PathProofs
 from coapgate.coap.rates import Allowance, DeviceRates
+from coapgate.coap.replies import Replies
 from coapgate.coap.requests import DeviceRequests, Downlinks, NoDownlinks
 from coapgate.coap.responses import Responses
 from coapgate.coap.states import Contents, NoContents, States
@@ -133,6 +133,7 @@ class MessageLayer(Generic[A]):
         self._transmit = transmit
         self._requests = requests
         self._take_allowance = rates.take
+        self._take_block = rates.take_block
         self._rng = rng or random.Random()
         self._opened = 0
         self._spoke = downlinks.spoke
@@ -190,6 +191,14 @@ class MessageLayer(Generic[A]):
             block_size=settings.block_size,
             per_device=settings.requests_per_device,
             response_timeout=settings.response_timeout,
+        )
+        self._replies = Replies(
+            self._transmissions,
+            self._proofs,
+            self._responses,
+            self.observations,
+            self.device_requests,
+            self.counts,
         )
         self._timed = (self.assembly, self.downloads, self.device_requests)
 
@@ -340,7 +349,8 @@ class MessageLayer(Generic[A]):
         now: float,
     ) -> None:
         """Ask a device: a CON with method `code`. Path segments are joined by `/`, arguments of the
-        query by `&`. `Downlinks.answered` or `failed` follows once, perhaps at once.
+        query by `&`, percent-encoded as `topics.query_text` writes them. `Downlinks.answered` or
+        `failed` follows once, perhaps at once.
         """
         self.device_requests.send(endpoint, code, path, query, content_format, payload, ticket, now)
 
@@ -399,16 +409,16 @@ class MessageLayer(Generic[A]):
     ) -> Request | None:
         """Look after what few requests have; the request with its whole body, or None: answered.
 
-        A block that goes on where the last one ended costs nothing of the device's allowance: the
-        whole body counts as the one request that it is.
+        A block that goes on where the last one ended costs nothing of the device's requests, as the
+        whole body is one: there are blocks beside them in its allowance.
         """
         extensions = request.extensions
         assert extensions is not None
         block1, block2 = extensions.block1, extensions.block2
-        if not (
-            (block1 is not None and self.assembly.continues(endpoint, request, block1))
-            or (block2 is not None and self.states.continues(endpoint, request, block2))
-        ):
+        goes_on = (block1 is not None and self.assembly.continues(endpoint, request, block1)) or (
+            block2 is not None and self.states.continues(endpoint, request, block2)
+        )
+        if not goes_on or not self._take_block(allowance, now):
             wait = self._take_allowance(allowance, now)
             if wait:
                 raise self._limit(wait)
@@ -440,79 +450,19 @@ class MessageLayer(Generic[A]):
     ) -> None:
         """Take what is not a request: section 4.2 for ACK and RST, 4.3 for the rest."""
         if kind > NON:
-            is_empty = len(octets) == HEADER.size and not octets[0] & TOKEN_LENGTH
-            if is_empty and code == Code.EMPTY:
-                self._receive_empty(endpoint, kind, message_id, now)
-            elif kind == RST or not self._receive_response(
-                endpoint, octets, kind, code, message_id, now
-            ):
-                self._miss(endpoint)
+            self._replies.take(endpoint, octets, kind, code, message_id, now)
         elif code == Code.EMPTY and kind == CON and len(octets) == HEADER.size:
             self.counts.pings += 1
             self._transmit(endpoint.association, reset(message_id), now)
             if endpoint.is_awaited:
                 self._spoke(endpoint.identity, endpoint.association_id, now)
         elif code >> 5 in (2, 4, 5):
-            if not self._receive_response(endpoint, octets, kind, code, message_id, now):
+            if not self._replies.take_response(endpoint, octets, kind, code, message_id, now):
                 self.counts.unexpected_responses += 1
                 if kind == CON:
                     self._transmit(endpoint.association, reset(message_id), now)
         else:
             self._reject(endpoint, kind, message_id, now)
-
-    def _receive_empty(self, endpoint: Endpoint[A], kind: int, message_id: int, now: float) -> None:
-        """An ACK or RST: of a response, a notification, a request or a ping of ours."""
-        transmission = self._transmissions.take(endpoint, message_id)
-        if transmission is None:
-            if kind != RST or not self.observations.reset(endpoint, message_id, now):
-                self._miss(endpoint)
-            return
-        self._proofs.answered(endpoint.association, transmission, kind)
-        owner = transmission.owner
-        if owner is None:
-            if kind == RST and transmission.exchange is not None:
-                self.counts.resets += 1
-            self._responses.finish_separate(endpoint, transmission)
-        elif kind == RST:
-            owner.reset(now)
-        else:
-            owner.acknowledged(now)
-
-    def _receive_response(
-        self,
-        endpoint: Endpoint[A],
-        octets: bytes,
-        kind: int,
-        code: int,
-        message_id: int,
-        now: float,
-    ) -> bool:
-        """A response to a request of ours; False: there is no such request."""
-        length = octets[0] & TOKEN_LENGTH
-        start = HEADER.size + length
-        if endpoint.requests is None or length > MAX_TOKEN_LENGTH or start > len(octets):
-            return False
-        asked = None
-        if kind == ACK:
-            asked = self.device_requests.find(endpoint, message_id)
-            if asked is None:
-                return False
-            self._transmissions.drop(asked)
-            self._proofs.answered(endpoint.association, asked, kind)
-        return self.device_requests.take_response(
-            endpoint,
-            octets,
-            start,
-            code,
-            octets[HEADER.size : start],
-            now,
-            acknowledged=asked,
-            acknowledge=message_id if kind == CON else None,
-        )
-
-    def _miss(self, endpoint: Endpoint[A]) -> None:
-        self.counts.ignored += 1
-        self._proofs.missed(endpoint.association)
 
     def _reject(self, endpoint: Endpoint[A], kind: int, message_id: int, now: float) -> None:
         """A message format error: RST for a CON, silence for a NON (sections 4.2, 4.3)."""

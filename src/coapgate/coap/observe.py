@@ -57,23 +57,28 @@ class Observation(Generic[A]):
 
     `wanted` is the block that the registration asked for, `accept` its Accept. `order` is the last
     Observe value, `skipped` how many notifications since the last confirmable one were not.
-    `message_id` is that of the last one that was not, which a RST may name. `etag` is of what was
-    sent last; after a restart, while `is_restored`, the same content is not sent again.
+    `message_id` is that of the last one that was not, which a RST may name.
+
+    `told` is the ETag of what the device is known to have, empty from the next notification until
+    that is acknowledged; `sending` that of the one under way. While `is_told_kept` the journal says
+    so too. After a restart, while `is_restored`, what was told is not sent again.
     """
 
     __slots__ = (
         "accept",
         "confirmed_at",
         "endpoint",
-        "etag",
         "is_established",
         "is_restored",
+        "is_told_kept",
         "message_id",
         "order",
         "path",
+        "sending",
         "skipped",
         "table",
         "token",
+        "told",
         "under_way",
         "waiting",
         "wanted",
@@ -99,15 +104,15 @@ class Observation(Generic[A]):
         self.skipped = 0
         self.confirmed_at = now
         self.message_id = -1
-        self.etag = b""
-        self.is_established = False
-        self.is_restored = False
+        self.told = self.sending = b""
+        self.is_established = self.is_restored = self.is_told_kept = False
         self.waiting: Waiting | None = None
         self.under_way: Transmission[A] | None = None
 
     def acknowledged(self, now: float) -> None:
         """The notification arrived: the next one may go."""
         self.under_way = None
+        self.told = self.sending
         waiting, self.waiting = self.waiting, None
         if waiting is not None:
             self.table.send(self, waiting.content, now)
@@ -130,15 +135,17 @@ class Observation(Generic[A]):
         if waiting is None:
             return None
         octets = self.table.encode(self, waiting.content, now)
+        self.sending = b"" if waiting.content is None else waiting.content.etag
         if self.is_ended_by(waiting.content):
             self.under_way = None  # goes on without this observation
             self.table.remove(self)
         return octets
 
     def keep(self) -> KeptObservation:
-        """What outlives the process of it."""
+        """What outlives the process of it, and is about to be written."""
         exponent = None if self.wanted is None else self.wanted.exponent
-        return KeptObservation(self.token, self.path, exponent, self.accept, self.etag)
+        self.is_told_kept = bool(self.told)
+        return KeptObservation(self.token, self.path, exponent, self.accept, self.told)
 
     def is_ended_by(self, content: Content | None) -> bool:
         """Whether the path has no such state any more, or none that the device can read."""
@@ -203,7 +210,8 @@ class Observations(Generic[A]):
     ) -> tuple[Observation[A] | None, bool]:
         """Add an observation, in place of an earlier one with that token (section 4.1).
 
-        Returns it, None if the device has as many as it may, and whether it is the path's first.
+        Returns it, None if the device has as many as it may by this endpoint, and whether it is the
+        path's first. By other endpoints: the oldest of these observations ends.
         """
         identity = endpoint.identity
         device = identity.tenant, identity.device
@@ -211,7 +219,13 @@ class Observations(Generic[A]):
         own = self._devices.get(device, ())
         is_first = all(other.path != path for other in own)
         if before is None and len(own) >= self._per_device:
-            return None, False
+            # A device that was switched off and on has another association, and registers anew.
+            oldest = next((other for other in own if other.endpoint is not endpoint), None)
+            if oldest is None:
+                return None, False
+            self.remove(oldest)
+            own = self._devices.get(device, ())
+            is_first = all(other.path != path for other in own)
         observation = Observation(self, endpoint, token, path, wanted, accept, now)
         if before is not None:
             observation.order = before.order
@@ -224,23 +238,30 @@ class Observations(Generic[A]):
             self._tell(before, kept)
         return observation, is_first
 
+    def holds(self, observation: Observation[A]) -> bool:
+        """Whether it is one still: neither ended nor replaced."""
+        identity = observation.endpoint.identity
+        return observation in self._devices.get((identity.tenant, identity.device), ())
+
     def establish(self, observation: Observation[A], etag: bytes) -> None:
         """The registration is answered with the content of that ETag."""
-        observation.etag = etag
+        observation.told = etag
         observation.is_established = True
         self._journal.added(observation.endpoint.association_id, observation.keep())
 
-    def restore(self, endpoint: Endpoint[A], kept: KeptObservation, now: float) -> bool:
-        """Go on with an observation of an earlier process, if there is room for it; whether it is
-        the path's first."""
+    def restore(
+        self, endpoint: Endpoint[A], kept: KeptObservation, now: float
+    ) -> tuple[Observation[A] | None, bool]:
+        """Go on with an observation of an earlier process; returns what `register` does."""
         wanted = None if kept.exponent is None else Block(0, False, kept.exponent)
         observation, is_first = self.register(
             endpoint, kept.token, kept.path, wanted, kept.accept, now
         )
         if observation is not None:
-            observation.etag = kept.etag
+            observation.told = kept.etag
             observation.is_established = observation.is_restored = True
-        return is_first
+            observation.is_told_kept = bool(kept.etag)
+        return observation, is_first
 
     def kept(self) -> Iterator[tuple[bytes, KeptObservation]]:
         """All that are established, with the association ids, as they are now."""
@@ -272,7 +293,7 @@ class Observations(Generic[A]):
         """Send content, or let it wait in place of what waits already."""
         if observation.is_restored:
             observation.is_restored = False
-            if content is not None and content.etag == observation.etag:
+            if content is not None and content.etag == observation.told:
                 return
         if observation.under_way is None and observation.is_established:
             self.send(observation, content, now)
@@ -284,7 +305,11 @@ class Observations(Generic[A]):
     def send(self, observation: Observation[A], content: Content | None, now: float) -> None:
         """Send a notification now: nothing of this observation is under way."""
         endpoint = observation.endpoint
-        observation.etag = b"" if content is None else content.etag
+        observation.told = b""
+        observation.sending = b"" if content is None else content.etag
+        if observation.is_told_kept:
+            # Once: whenever the process is killed from here on, the device is told again.
+            self._journal.added(endpoint.association_id, observation.keep())
         observation.skipped += 1
         # What ends an observation must arrive, and what a path's credit withholds must come again.
         ends = observation.is_ended_by(content)

@@ -15,22 +15,34 @@ _ROUNDING = 1e-6
 
 
 class Allowance:
-    """A token bucket; `full_at` is when, in seconds of `now`, nothing will be missing from it."""
+    """Two token buckets: `full_at`, `blocks_full_at` are when, in seconds of `now`, nothing will be
+    missing from that of requests, and that of blocks."""
 
-    __slots__ = ("full_at", "holders")
+    __slots__ = ("blocks_full_at", "full_at", "holders")
 
     def __init__(self) -> None:
-        self.full_at = 0.0
+        self.full_at = self.blocks_full_at = 0.0
         self.holders = 0
 
 
 class DeviceRates:
-    """One allowance a device: `burst` requests at once, then `rate` a second.
+    """One allowance a device: `burst` requests at once, then `rate` a second; and beside them so
+    many blocks that go on with a body.
 
     Whoever joins must leave.
     """
 
-    def __init__(self, rate: float, burst: int, max_absent: int = MAX_ABSENT) -> None:
+    def __init__(
+        self,
+        rate: float,
+        burst: int,
+        max_absent: int = MAX_ABSENT,
+        *,
+        block_rate: float = 1000.0,
+        block_burst: int = 10_000,
+    ) -> None:
+        self._block_interval = 1.0 / block_rate
+        self._block_reach = block_burst * self._block_interval + _ROUNDING
         self._interval = 1.0 / rate
         self._reach = burst * self._interval + _ROUNDING
         self._max_absent = max_absent
@@ -73,3 +85,11 @@ class DeviceRates:
             return wait
         allowance.full_at = full_at
         return 0.0
+
+    def take_block(self, allowance: Allowance, now: float) -> bool:
+        """Use one block of the allowance; False: there is none to use now."""
+        full_at = max(allowance.blocks_full_at, now) + self._block_interval
+        if full_at - now > self._block_reach:
+            return False
+        allowance.blocks_full_at = full_at
+        return True

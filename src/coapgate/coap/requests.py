@@ -12,8 +12,15 @@ from enum import StrEnum
 from math import inf
 from random import Random
 from typing import Generic, Protocol
+from urllib.parse import unquote_to_bytes
 
-from coapgate.coap.blocks import MIN_BLOCK_SIZE, Block, exponent_for, parse_block
+from coapgate.coap.blocks import (
+    BLOCK_OPTION_LENGTH,
+    MIN_BLOCK_SIZE,
+    Block,
+    exponent_for,
+    parse_block,
+)
 from coapgate.coap.endpoint import A, Endpoint
 from coapgate.coap.header import CON, HEADER, VERSION, empty_ack, reset
 from coapgate.coap.options import (
@@ -35,11 +42,21 @@ from coapgate.model import Code, Identity
 
 TOKEN_LENGTH = 4
 TOKENS = 1 << 8 * TOKEN_LENGTH
+_RESPONSES = frozenset((2, 4, 5))
+"""Classes of response codes (RFC 7252 section 12.1.2)."""
 REMEMBERED = 8
 """Responses of one device whose repetitions are acknowledged again."""
 
-_KNOWN_CRITICAL = frozenset((BLOCK1, BLOCK2))
-"""Options of a response that must be understood, and are (RFC 7252 table 4, RFC 7959)."""
+_KNOWN: dict[int, tuple[int, int]] = {
+    ETAG: (1, 8),
+    CONTENT_FORMAT: (0, 2),
+    BLOCK2: (0, BLOCK_OPTION_LENGTH),
+    BLOCK1: (0, BLOCK_OPTION_LENGTH),
+}
+"""Options of a response that mean something here: shortest and longest value in octets. Any other
+is ignored, or makes the response unacceptable if it is critical (RFC 7252 section 5.4)."""
+_MAX_OPTION_LENGTH = 255
+"""Octets of a path's segment and of a query's argument (RFC 7252 table 4)."""
 
 
 class Failure(StrEnum):
@@ -227,7 +244,8 @@ class DeviceRequests(Generic[A]):
             self._report(request, Failure.BUSY, now)
             return
         most = self._room(request)
-        if len(payload) > self._max_body or most < MIN_BLOCK_SIZE:
+        longest = max((len(value) for _, value in self._options(request)), default=0)
+        if len(payload) > self._max_body or most < MIN_BLOCK_SIZE or longest > _MAX_OPTION_LENGTH:
             self._report(request, Failure.TOO_LARGE, now)
             return
         self._count += 1
@@ -277,13 +295,12 @@ class DeviceRequests(Generic[A]):
             self._transmissions.drop(request.under_way)  # its ACK was lost
             request.under_way = None
         try:
+            if code >> 5 not in _RESPONSES:
+                raise MessageFormatError("not a response")
             encoded, payload = split_options(octets, start)
-            options = parse_options(encoded)
-            blocks = dict(options)
+            blocks = _understood(parse_options(encoded))
             block1 = parse_block(_number(blocks.get(BLOCK1)))
             block2 = parse_block(_number(blocks.get(BLOCK2)))
-            if any(number & 1 and number not in _KNOWN_CRITICAL for number, _ in options):
-                raise MessageFormatError("unknown critical option")
         except (MessageFormatError, RequestRefused):
             if acknowledge is not None:
                 self._transmit(endpoint.association, reset(acknowledge), now)
@@ -417,8 +434,8 @@ class DeviceRequests(Generic[A]):
         options = [(URI_PATH, segment.encode()) for segment in request.path.split("/") if segment]
         if request.content_format is not None:
             options.append((CONTENT_FORMAT, encode_uint(request.content_format)))
-        options += [(URI_QUERY, part.encode()) for part in request.query.split("&") if part]
-        return options
+        arguments = [unquote_to_bytes(part) for part in request.query.split("&") if part]
+        return [*options, *((URI_QUERY, argument) for argument in arguments)]
 
     def _room(self, request: _Request[A]) -> int:
         """Octets of the body that fit one message."""
@@ -447,6 +464,18 @@ class DeviceRequests(Generic[A]):
         self._awaited.pop(request, None)
         assert request.endpoint.requests is not None
         request.endpoint.requests.by_token.pop(request.token, None)
+
+
+def _understood(options: list[tuple[int, bytes]]) -> dict[int, bytes]:
+    """The options that mean something; raises MessageFormatError for one that had to."""
+    understood: dict[int, bytes] = {}
+    for number, value in options:
+        shortest, longest = _KNOWN.get(number, (1, 0))
+        if shortest <= len(value) <= longest and number not in understood:
+            understood[number] = value
+        elif number & 1:
+            raise MessageFormatError("critical option that is not understood")
+    return understood
 
 
 def _number(value: bytes | None) -> int | None:

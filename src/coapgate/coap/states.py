@@ -57,7 +57,8 @@ class Contents(Protocol):
     def observed(self, identity: Identity, path: str) -> None:
         """A path of this device has its first observer: `MessageLayer.notify` from now on.
 
-        Called before `find` of the registration itself.
+        Called before `find` of the registration itself. Raises RequestRefused (5.03) if that cannot
+        be; `unobserved` follows.
         """
 
     def unobserved(self, identity: Identity, path: str) -> None:
@@ -178,6 +179,8 @@ class States(Generic[A]):
         if endpoint is None:
             self._end(observation)
             return
+        if observation is not None and not self.observations.holds(observation):
+            observation = None  # ended, or registered anew, before this answer was known
         if observation is not None and observation.waiting is not None:
             content, observation.waiting = observation.waiting.content, None
         try:
@@ -214,13 +217,14 @@ class States(Generic[A]):
     def restore(self, endpoint: Endpoint[A], kept: Iterable[KeptObservation], now: float) -> None:
         """Go on with what the endpoint observed in an earlier process, as far as it still may."""
         identity = endpoint.identity
-        for observation in kept:
+        for each in kept:
             try:
-                self._contents.check_observable(identity, observation.path)
+                self._contents.check_observable(identity, each.path)
+                observation, is_first = self.observations.restore(endpoint, each, now)
+                if observation is not None and is_first:
+                    self._observe(observation)
             except RequestRefused:
                 continue
-            if self.observations.restore(endpoint, observation, now):
-                self._contents.observed(identity, observation.path)
 
     def forget(self, endpoint: Endpoint[A]) -> None:
         """End what an endpoint that is no more observes."""
@@ -237,8 +241,16 @@ class States(Generic[A]):
         if observation is None:
             self._counts.unobserved += 1
         elif is_first:
-            self._contents.observed(endpoint.identity, path)
+            self._observe(observation)
         return observation
+
+    def _observe(self, observation: Observation[A]) -> None:
+        """Tell of the first observer of a path; what cannot be had is not observed."""
+        try:
+            self._contents.observed(observation.endpoint.identity, observation.path)
+        except RequestRefused:
+            self.observations.remove(observation)
+            raise
 
     def _cancel(self, endpoint: Endpoint[A], token: bytes) -> None:
         observation = self.observations.find(endpoint, token)
@@ -294,9 +306,13 @@ class States(Generic[A]):
         if block is not None and (block.more or block.number):
             key = _key(endpoint, path)
             next_at = block.offset + len(payload)
-            if self._downloads.find(key) is content:
+            is_kept = self._downloads.find(key) is content
+            if not block.more:
+                if is_kept:
+                    self._downloads.drop(key)  # read to its end
+            elif is_kept:
                 self._downloads.advance(key, next_at, now)
-            elif block.more:
+            else:
                 self._downloads.keep(key, content, next_at, now)
         return _options(content, order, block), payload
 

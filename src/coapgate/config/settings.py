@@ -116,6 +116,10 @@ class LimitSettings(_Section):
     """requests a second; above it the answer is 4.29 with Max-Age"""
     device_burst: int = Field(default=50, ge=1, le=1_000_000)
     """requests at once after a pause"""
+    block_rate: Rate = 1000.0
+    """blocks a second that go on with a body; a body is one request, whatever its blocks"""
+    block_burst: int = Field(default=10_000, ge=1, le=1_000_000)
+    """blocks at once after a pause"""
     associations_per_device: int = Field(default=4, ge=1, le=64)
     """associations at once; the newest win"""
 
@@ -145,6 +149,10 @@ class MqttSettings(_Section):
     """what every topic begins with"""
     keep_alive: int = Field(default=30, ge=5, le=3600)
     """seconds of silence until the broker is pinged"""
+    session_expiry: int = Field(default=86400, ge=0, le=31_536_000)
+    """seconds the broker keeps requests for devices while the gateway is away; 0 for none"""
+    max_received_packet: int = Field(default=8_388_608, ge=65_536, le=268_435_455)
+    """octets of a packet from the broker, such as a state or firmware that is retained"""
     max_in_flight: int = Field(default=256, ge=1, le=65535)
     """publications without PUBACK at once; the broker's Receive Maximum may lower it"""
     hold_time: Seconds = Field(default=10.0, ge=0, le=90)
@@ -167,12 +175,16 @@ class DownlinkSettings(_Section):
     """where a request waits for a device that does not listen: none rejects it at once"""
     hold_time: Seconds = Field(default=86400.0, ge=1, le=31_536_000)
     """seconds a request waits for its device if its Message Expiry Interval does not say"""
+    max_hold_time: Seconds = Field(default=604_800.0, ge=1, le=31_536_000)
+    """seconds a request waits for its device at most, whatever it says"""
     held_per_device: int = Field(default=16, ge=1, le=4096)
     """requests that wait for one device; the next is rejected"""
     held_messages: int = Field(default=10_000, ge=1, le=10_000_000)
     """requests that wait in all; the next is rejected"""
     held_size: int = Field(default=67_108_864, ge=65_536, le=4_294_967_296)
     """octets of the bodies of requests that wait in all"""
+    tenant_share: float = Field(default=0.5, gt=0, le=1, allow_inf_nan=False)
+    """part of downlink.held_messages and downlink.held_size that one tenant may have"""
     attempts: int = Field(default=4, ge=1, le=100)
     """times a request is sent to a device that does not acknowledge it, until it has expired"""
     look_up_time: Seconds = Field(default=5.0, ge=0.5, le=60)

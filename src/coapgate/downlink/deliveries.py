@@ -2,8 +2,8 @@
 
 One request at a time is under way to a device. A device that did not acknowledge one is taken to be
 asleep until it speaks: what comes meanwhile waits, and so does the one that it did not acknowledge.
-A device may get a request twice if its acknowledgement was lost, or if the gateway was killed
-before it knew of the answer; never will two outcomes be told.
+A device may get a request twice if its acknowledgement was lost, or if the gateway was killed just
+then; while this process lives each has one outcome.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from coapgate.downlink.outcomes import Answer, RequestOutcome
 from coapgate.downlink.requests import Origin, Request
 from coapgate.model import Code, DeviceId, Identity, Tenant
 
+UNDER_WAY_TIME = 300.0
+"""Seconds that a request under way has at least, even if its own time is over."""
 SPARE_DEADLINES = 64
 """Deadlines of requests that are over, beyond as many as there are requests."""
 
@@ -54,6 +56,8 @@ class Tell(Protocol):
 class Limits:
     """How much waits at most, in all and for one device, in requests and octets of their bodies.
 
+    One tenant has at most the part `share` of it, 0 to 1. As much as may wait may be under way
+    besides: what waits for devices that sleep never stops what others can be sent at once.
     `holds` false: nothing waits for a device that does not listen. `attempts`: how often one that
     does not acknowledge is tried.
     """
@@ -62,31 +66,84 @@ class Limits:
     per_device: int = 16
     messages: int = 10_000
     size: int = 64 << 20
+    share: float = 0.5
     attempts: int = 4
+
+
+class _Amount:
+    """Requests, and octets of their bodies: in all, and of each tenant."""
+
+    __slots__ = ("messages", "size", "tenants")
+
+    def __init__(self) -> None:
+        self.messages = 0
+        self.size = 0
+        self.tenants: dict[Tenant, tuple[int, int]] = {}
+
+    def change(self, request: Request, sign: int) -> None:
+        """Count a request in (1) or out (-1)."""
+        tenant, size = request.origin.tenant, len(request.payload)
+        self.messages += sign
+        self.size += sign * size
+        messages, octets = self.tenants.get(tenant, (0, 0))
+        if messages + sign:
+            self.tenants[tenant] = (messages + sign, octets + sign * size)
+        else:
+            self.tenants.pop(tenant, None)
+
+    def refuses(self, request: Request, limits: Limits) -> str:
+        """Why one more is too many, or an empty text."""
+        size = len(request.payload)
+        if self.messages >= limits.messages or self.size + size > limits.size:
+            return "too many requests wait"
+        messages, octets = self.tenants.get(request.origin.tenant, (0, 0))
+        if (
+            messages >= max(1, limits.messages * limits.share)
+            or octets + size > limits.size * limits.share
+        ):
+            return "too many requests of the tenant wait"
+        return ""
 
 
 class _Waiting:
     """A request that has no outcome yet; `deadline` in monotonic seconds."""
 
-    __slots__ = ("attempts", "deadline", "is_timed", "request")
+    __slots__ = ("attempts", "deadline", "is_timed", "request", "sent_at")
 
     def __init__(self, request: Request, deadline: float) -> None:
         self.request = request
         self.deadline = deadline
         self.attempts = 0
         self.is_timed = False
+        self.sent_at = 0.0
 
 
 class _Queue:
-    """What is to be sent to one device, and whether it listens."""
+    """What is to be sent to one device, and whether it listens.
 
-    __slots__ = ("is_asleep", "key", "under_way", "waiting")
+    What is under way has a ticket, and went to an endpoint.
+    """
+
+    __slots__ = (
+        "endpoint",
+        "is_asleep",
+        "is_put_back",
+        "is_sending",
+        "key",
+        "ticket",
+        "under_way",
+        "waiting",
+    )
 
     def __init__(self, key: Key) -> None:
         self.key = key
         self.waiting: deque[_Waiting] = deque()
         self.under_way: _Waiting | None = None
+        self.ticket = 0
+        self.endpoint: object = None
         self.is_asleep = False
+        self.is_sending = False
+        self.is_put_back = False
 
     def __len__(self) -> int:
         return len(self.waiting) + (self.under_way is not None)
@@ -103,14 +160,14 @@ _REASONS = {
 class Deliveries(Generic[E]):
     """Every request that has no outcome yet; one outcome is told for each.
 
-    `send` sends one to a device; its end comes by `answered` or `failed`, perhaps at once. `now` is
-    monotonic seconds. A request's number is its ticket.
+    `send` sends one to a device, with a ticket; its end comes by `answered` or `failed`, perhaps at
+    once. `now` is monotonic seconds.
     """
 
     def __init__(
         self,
         devices: Devices[E],
-        send: Callable[[E, Request, float], None],
+        send: Callable[[E, Request, int, float], None],
         tell: Tell,
         limits: Limits | None = None,
     ) -> None:
@@ -121,15 +178,17 @@ class Deliveries(Generic[E]):
         self._tell = tell
         self._limits = limits or Limits()
         self._queues: dict[Key, _Queue] = {}
-        self._count = 0
-        self._size = 0
-        self._under_way: dict[int, _Queue] = {}
+        self._held = _Amount()
+        self._sent = _Amount()
+        self._open: set[int] = set()
+        self._under_way: dict[int, _Queue] = {}  # by ticket
+        self._last_ticket = 0
         self._deadlines: list[tuple[float, int, _Queue, _Waiting]] = []
         self._waiting: dict[int, _Waiting] = {}
 
     def __len__(self) -> int:
         """Requests that have no outcome yet."""
-        return self._count
+        return len(self._open)
 
     @property
     def held(self) -> int:
@@ -138,7 +197,7 @@ class Deliveries(Generic[E]):
 
     def is_pending(self, number: int) -> bool:
         """Whether a request still has no outcome."""
-        return number in self._waiting or number in self._under_way
+        return number in self._open
 
     def is_attached(self, key: Key) -> bool:
         """Whether a device is attached now."""
@@ -156,10 +215,13 @@ class Deliveries(Generic[E]):
             self._reject(request, "the device does not listen now, and nothing is held")
         elif queue is not None and len(queue) >= limits.per_device:
             self._reject(request, "too many requests wait for the device")
-        elif self._count >= limits.messages or self._size + len(request.payload) > limits.size:
-            self._reject(request, "too many requests wait")
         else:
-            self._hold(request, deadline, now)
+            goes = endpoint is not None and queue is None
+            amount = self._sent if goes else self._held
+            if reason := amount.refuses(request, limits):
+                self._reject(request, reason)
+                return
+            self._hold(request, deadline)
             queue = self._queues[key]
             if endpoint is not None and not queue.is_asleep:
                 self._send_next(queue, endpoint, now)
@@ -168,7 +230,7 @@ class Deliveries(Generic[E]):
     def restore(self, requests: Iterable[tuple[Request, float]], now: float) -> None:
         """Hold what an earlier process held, each with its deadline, in order of arrival."""
         for request, deadline in requests:
-            self._hold(request, deadline, now)
+            self._hold(request, deadline)
 
     def reject(self, origin: Origin, reason: str) -> None:
         """Tell that a request was none."""
@@ -185,6 +247,8 @@ class Deliveries(Generic[E]):
         queue = self._queues.get((identity.tenant, identity.device))
         if queue is not None:
             self._await(queue)
+            if queue.under_way is not None:
+                self._devices.await_word(queue.key, awaited=True)
 
     def gone(self, identity: Identity) -> None:
         """A device has no association any more."""
@@ -201,6 +265,9 @@ class Deliveries(Generic[E]):
             self._devices.await_word((identity.tenant, identity.device), awaited=False)
             return
         queue.is_asleep = False
+        if queue.under_way is not None and queue.endpoint is not endpoint:
+            # It has come back, and what went to where it was may never be answered.
+            self._hold_again(queue, queue.under_way, now)
         self._send_next(queue, endpoint, now)
         self._await(queue)
         self._drop_if_idle(queue)
@@ -223,12 +290,15 @@ class Deliveries(Generic[E]):
         elif failure in _REASONS:
             self._end(ticket, RequestOutcome.REJECTED, now, reason=_REASONS[failure])
         elif failure == "timeout":
-            queue.is_asleep = True
+            queue.is_asleep = self.is_attached(queue.key)
             if entry.attempts >= self._limits.attempts or not self._limits.holds:
                 reason = "the device does not acknowledge it"
                 self._end(ticket, RequestOutcome.EXPIRED, now, reason=reason)
             else:
                 self._hold_again(queue, entry, now)
+        elif not self._limits.holds:
+            reason = "its session has ended, or is busy, and nothing is held"
+            self._end(ticket, RequestOutcome.REJECTED, now, reason=reason)
         else:  # its association closed, or too many requests of others are under way
             entry.attempts -= 1
             self._hold_again(queue, entry, now)
@@ -237,32 +307,40 @@ class Deliveries(Generic[E]):
 
     def next_timer(self) -> float | None:
         """When `handle_timer` has something to do."""
-        while self._deadlines and self._deadlines[0][1] not in self._waiting:
-            heapq.heappop(self._deadlines)[3].is_timed = False
+        while self._deadlines and self._deadlines[0][1] not in self._open:
+            heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
 
     def handle_timer(self, now: float) -> None:
-        """Give up what has waited for too long."""
+        """Give up what has waited for too long; what is under way has a little more time."""
         while (due := self.next_timer()) is not None and due <= now:
-            _, _, queue, entry = heapq.heappop(self._deadlines)
-            queue.waiting.remove(entry)
-            self._expire(queue, entry)
+            _, number, queue, entry = heapq.heappop(self._deadlines)
+            if number in self._waiting:
+                queue.waiting.remove(entry)
+                self._stop_waiting(entry)
+                self._expire(queue, entry)
+            elif now < entry.sent_at + UNDER_WAY_TIME:
+                over_at = entry.sent_at + UNDER_WAY_TIME
+                heapq.heappush(self._deadlines, (over_at, number, queue, entry))
+            else:
+                self._end(queue.ticket, RequestOutcome.EXPIRED, now)
 
-    def _hold(self, request: Request, deadline: float, now: float) -> None:
+    def _hold(self, request: Request, deadline: float) -> None:
         queue = self._queues.get(request.key)
         if queue is None:
             queue = self._queues[request.key] = _Queue(request.key)
         entry = _Waiting(request, deadline)
-        self._count += 1
-        self._size += len(request.payload)
+        self._open.add(request.number)
         queue.waiting.append(entry)
         self._wait(queue, entry)
         self._await(queue)
 
     def _hold_again(self, queue: _Queue, entry: _Waiting, now: float) -> None:
         """Its turn comes again, before that of all others."""
-        queue.under_way = None
-        del self._under_way[entry.request.number]
+        queue.is_put_back = True
+        queue.under_way = queue.endpoint = None
+        del self._under_way[queue.ticket]
+        self._sent.change(entry.request, -1)
         if entry.deadline <= now:
             self._expire(queue, entry)
             return
@@ -273,24 +351,44 @@ class Deliveries(Generic[E]):
     def _wait(self, queue: _Queue, entry: _Waiting) -> None:
         number = entry.request.number
         self._waiting[number] = entry
+        self._held.change(entry.request, 1)
         if not entry.is_timed:
             entry.is_timed = True
             heapq.heappush(self._deadlines, (entry.deadline, number, queue, entry))
-        if len(self._deadlines) > 2 * self._count + SPARE_DEADLINES:
+        if len(self._deadlines) > 2 * len(self._open) + SPARE_DEADLINES:
             # Most requests are answered long before their deadline.
             self._deadlines = [each for each in self._deadlines if self.is_pending(each[1])]
             heapq.heapify(self._deadlines)
 
-    def _send_next(self, queue: _Queue, endpoint: E, now: float) -> None:
-        if queue.under_way is not None or not queue.waiting:
-            return
-        entry = queue.waiting.popleft()
+    def _stop_waiting(self, entry: _Waiting) -> None:
         del self._waiting[entry.request.number]
+        self._held.change(entry.request, -1)
+
+    def _send_next(self, queue: _Queue, endpoint: E, now: float) -> None:
+        """Send what is first, and what follows it as long as requests end at once."""
+        if queue.is_sending:
+            return  # further up
+        queue.is_sending = True
+        queue.is_put_back = False
+        try:
+            while queue.waiting and queue.under_way is None and not queue.is_put_back:
+                self._send_one(queue, endpoint, now)
+        finally:
+            queue.is_sending = False
+
+    def _send_one(self, queue: _Queue, endpoint: E, now: float) -> None:
+        entry = queue.waiting.popleft()
+        self._stop_waiting(entry)
+        self._sent.change(entry.request, 1)
         entry.attempts += 1
+        entry.sent_at = now
         queue.under_way = entry
-        self._under_way[entry.request.number] = queue
+        queue.endpoint = endpoint
+        self._last_ticket += 1
+        queue.ticket = self._last_ticket
+        self._under_way[queue.ticket] = queue
         self.sent += 1
-        self._send(endpoint, entry.request, now)
+        self._send(endpoint, entry.request, queue.ticket, now)
 
     def _end(
         self,
@@ -306,18 +404,23 @@ class Deliveries(Generic[E]):
         if queue is None or queue.under_way is None:
             return
         entry, queue.under_way = queue.under_way, None
+        queue.endpoint = None
+        request = entry.request
+        self._sent.change(request, -1)
         self._forget(entry)
-        self._conclude(entry.request.origin, outcome, ticket, reason=reason, answer=answer)
-        if outcome is not RequestOutcome.EXPIRED:
-            queue.is_asleep = False
-            endpoint = self._devices.find(queue.key)
-            if endpoint is not None:
-                self._send_next(queue, endpoint, now)
-        self._await(queue)
-        self._drop_if_idle(queue)
+        try:
+            self._conclude(request.origin, outcome, request.number, reason=reason, answer=answer)
+        finally:
+            # Whatever became of telling it, the next one must not wait for ever.
+            if outcome is not RequestOutcome.EXPIRED:
+                queue.is_asleep = False
+                endpoint = self._devices.find(queue.key)
+                if endpoint is not None:
+                    self._send_next(queue, endpoint, now)
+            self._await(queue)
+            self._drop_if_idle(queue)
 
     def _expire(self, queue: _Queue, entry: _Waiting) -> None:
-        self._waiting.pop(entry.request.number, None)
         self._forget(entry)
         self._conclude(entry.request.origin, RequestOutcome.EXPIRED, entry.request.number)
         self._drop_if_idle(queue)
@@ -332,7 +435,7 @@ class Deliveries(Generic[E]):
                 newer.query,
             ):
                 queue.waiting.remove(entry)
-                del self._waiting[older.number]
+                self._stop_waiting(entry)
                 self._forget(entry)
                 self._conclude(older.origin, RequestOutcome.SUPERSEDED, older.number)
         self._drop_if_idle(queue)
@@ -341,8 +444,7 @@ class Deliveries(Generic[E]):
         self._conclude(request.origin, RequestOutcome.REJECTED, request.number, reason=reason)
 
     def _forget(self, entry: _Waiting) -> None:
-        self._count -= 1
-        self._size -= len(entry.request.payload)
+        self._open.discard(entry.request.number)
 
     def _conclude(
         self,
@@ -364,6 +466,7 @@ class Deliveries(Generic[E]):
     def _drop_if_idle(self, queue: _Queue) -> None:
         if not len(queue) and not queue.is_asleep and self._queues.get(queue.key) is queue:
             del self._queues[queue.key]
+            self._devices.await_word(queue.key, awaited=False)
 
 
 def deadline_of(request: Request, now: float, wall: float) -> float:

@@ -92,6 +92,7 @@ class Parser:
         *,
         hold_time: float,
         max_body: int,
+        max_hold_time: float = 604_800.0,
         first_number: int = 1,
     ) -> None:
         self.next_number = first_number
@@ -100,6 +101,7 @@ class Parser:
         self._rights = rights
         self._formats = formats
         self._hold_time = hold_time
+        self._max_hold_time = max_hold_time
         self._max_body = max_body
 
     def parse(self, heard: Heard, wall: float) -> Request | Rejection | None:
@@ -133,7 +135,7 @@ class Parser:
             or (f"method is none of {', '.join(METHODS)}" if code is None else "")
             or _why_not_path(path)
             or ("a request must not be retained" if heard.retain else "")
-            or (f"body has more than {self._max_body} octets" if self._is_large(heard) else "")
+            or self._why_too_large(heard)
         )
         if reason or code is None or origin.device is None:
             return Rejection(origin, reason)
@@ -142,6 +144,7 @@ class Parser:
         except ValueError as error:
             return Rejection(origin, str(error))
         expires_in = self._hold_time if heard.expires_in is None else heard.expires_in
+        expires_in = min(expires_in, self._max_hold_time)
         number = self.next_number
         self.next_number += 1
         return Request(
@@ -155,8 +158,10 @@ class Parser:
             wall + expires_in,
         )
 
-    def _is_large(self, heard: Heard) -> bool:
-        return len(heard.payload) > self._max_body
+    def _why_too_large(self, heard: Heard) -> str:
+        if heard.is_cut or len(heard.payload) > self._max_body:
+            return f"body has more than {self._max_body} octets, or properties are too long"
+        return ""
 
     def _why_not_to(self, tenant: Tenant, topic: str) -> str:
         """Why an answer may not go to a topic, or an empty text."""

@@ -167,6 +167,7 @@ class States:
 
     def check_observable(self, identity: Identity, path: str) -> None:
         """See `coap.states.Contents`."""
+        self.check_readable(identity, path)
         rule = self._rights.of(identity.tenant).observe
         if rule is not None and not rule.allows(path):
             self._forbid("observe")
@@ -190,11 +191,11 @@ class States:
 
     # --- from the bus
 
-    def hear(self, heard: Heard, now: float) -> None:
-        """A publication on one of the topics that are subscribed to."""
+    def hear(self, heard: Heard, now: float) -> bool:
+        """A publication on one of the topics that are subscribed to; false: it is none of them."""
         state = self._states.get(heard.topic)
         if state is None:
-            return  # forgotten meanwhile
+            return False
         content = None
         if heard.payload or not heard.retain:
             content = Content.of(heard.payload, self._content_format(heard))
@@ -207,10 +208,11 @@ class States:
             if was_known == self._bus.connects or is_news:
                 self._notify(state, content, now)
             state.connection = self._bus.connects
-            self._answer(heard.topic, state, now)
+            self._answer(heard.topic, state, content, now)
             self._make_room(heard.topic, state)
         elif content is not None:
             self._notify(state, content, now)
+        return True
 
     def complete(self, topic: str, now: float, *, found: bool) -> None:
         """All that is retained on a topic has come; not `found`: nothing is."""
@@ -223,15 +225,13 @@ class States:
         state.connection = self._bus.connects
         if is_news:
             self._notify(state, None, now)
-        self._answer(topic, state, now)
+        self._answer(topic, state, None, now)
 
     def refused(self, topic: str, now: float) -> None:
         """The broker does not let us hear a topic."""
         state = self._states.get(topic)
         if state is not None:
             self._give_up(topic, state, now)
-            if not state.is_observed:
-                self._forget(topic)
 
     # --- time
 
@@ -249,8 +249,6 @@ class States:
             if due > now:
                 break
             self._give_up(topic, self._states[topic], now)
-            if not self._states[topic].is_observed:
-                self._forget(topic)
         while self._idle:
             topic, state = next(iter(self._idle.items()))
             if state.used_at + self._linger_time > now:
@@ -268,13 +266,15 @@ class States:
         return state
 
     def _touch(self, topic: str, state: _State, now: float) -> None:
-        if not state.is_observed:
+        if not state.is_observed and self._states.get(topic) is state:
             state.used_at = now
             self._idle.pop(topic, None)
             self._idle[topic] = state
 
-    def _answer(self, topic: str, state: _State, now: float) -> None:
-        """Whoever asked gets what is known now."""
+    def _answer(self, topic: str, state: _State, content: Content | None, now: float) -> None:
+        """Whoever asked gets what is known now; an answer may end an observation, and with it
+        what is known.
+        """
         tickets, state.asking = state.asking, None
         self._asked.pop(topic, None)
         if tickets is None:
@@ -282,7 +282,7 @@ class States:
         self._asking -= len(tickets)
         self._touch(topic, state, now)
         for ticket in tickets:
-            self._answers.respond_content(ticket, state.content, now)
+            self._answers.respond_content(ticket, content, now)
 
     def _give_up(self, topic: str, state: _State, now: float) -> None:
         tickets, state.asking = state.asking, None
@@ -290,6 +290,9 @@ class States:
         for ticket in tickets or ():
             self._asking -= 1
             self._answers.refuse(ticket, self.turn_away(), now)
+        # A refusal may have ended the observation, and with it what is known.
+        if self._states.get(topic) is state and not state.is_observed:
+            self._forget(topic)
 
     def _notify(self, state: _State, content: Content | None, now: float) -> None:
         if state.is_observed:

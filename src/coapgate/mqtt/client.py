@@ -1,9 +1,9 @@
 """The client's side of one MQTT 5 connection after another: octets in, octets and outcomes out.
 
-No sockets and no clock: `connection` is the shell around it. Every connection starts clean, with a
-session that ends with it: a broker keeps nothing for a client that publishes at QoS 1, so there is
-nothing to resume, and a gateway that was restarted behaves like one that reconnects: what it wants
-to hear it subscribes to again.
+No sockets and no clock: `connection` is the shell around it. A broker keeps nothing for a client
+that publishes at QoS 1, so what is published needs no session: a gateway that was restarted behaves
+like one that reconnects. With `session_expiry` the broker keeps what it has for us at QoS 1 while
+we are away. Whatever it remembers, what we want to hear we subscribe to again.
 """
 
 from __future__ import annotations
@@ -39,8 +39,6 @@ ACK_TIMEOUT = 30.0
 """Seconds a broker that is there may take for a PUBACK; then the connection counts as dead."""
 MIN_SILENCE = 5.0
 """Seconds in which a broker may always be silent: a busy one stalls for two."""
-MAX_RECEIVED_PACKET = 8 << 20
-"""Octets of a packet to us, announced as Maximum Packet Size: firmware has a few MiB."""
 
 MAX_QUOTED = 128
 """Characters of what a broker says that go into a log line."""
@@ -99,13 +97,17 @@ class Ending:
 class Hello:
     """What every CONNECT says; the password is not among it.
 
-    `keep_alive` in whole seconds. `status_topic` None: no status, no Will.
+    `keep_alive` in whole seconds, and so is `session_expiry`: for how long the broker keeps the
+    session; 0: every connection starts clean. `status_topic` None: no status, no Will.
+    `max_received_packet` in octets: what is larger the broker keeps to itself.
     """
 
     client_id: str
     username: str | None = None
     keep_alive: int = 30
     status_topic: str | None = None
+    session_expiry: int = 0
+    max_received_packet: int = 8 << 20
 
 
 class Client:
@@ -151,12 +153,12 @@ class Client:
             hello.client_id,
             username=hello.username,
             password=password,
-            clean_start=True,
+            clean_start=hello.session_expiry == 0,
             will=self._will(wall),
             keep_alive=hello.keep_alive,
-            session_expiry_interval=0,
+            session_expiry_interval=hello.session_expiry,
             receive_max=MAX_UNACKNOWLEDGED,
-            max_packet_size=MAX_RECEIVED_PACKET,
+            max_packet_size=hello.max_received_packet,
         )
         self._outgoing.append(connect.write())
         self._forget_octets()
@@ -203,7 +205,7 @@ class Client:
         self._buffer = data[position:]
         if self._buffer and self.state is not State.OVER:
             self._missing = _missing(self._buffer)
-            if self._missing + len(self._buffer) > MAX_RECEIVED_PACKET:
+            if self._missing + len(self._buffer) > self._hello.max_received_packet:
                 self._receive_malformed(data)
 
     def lost(self, now: float, *, cut: bool) -> None:
@@ -332,8 +334,9 @@ class Client:
             retain_available=packet.retain_available,
             announcement=(topic, _status(self._wall, online=True)) if topic is not None else None,
             now=now,
+            is_resumed=packet.session_present,
         )
-        self.subscriptions.connected()
+        self.subscriptions.connected(is_resumed=packet.session_present)
 
     def _receive_refusal(self, packet: ConnAckPacket) -> None:
         code = packet.reason_code

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from coapgate.errors import StartError
+from coapgate.logs import Seldom
 from coapgate.mqtt.client import STOPPED, Client, Ending, Hello, State
 from coapgate.mqtt.publications import Publications
 from coapgate.mqtt.settings import ConnectionSettings, load_password, load_tls, tls_reason
@@ -30,6 +31,8 @@ WRITE_BUFFER_SIZE = 256 * 1024
 
 HEARD_AT_ONCE = 32
 """Publications to us that are looked at in one tick of the loop: devices wait no longer."""
+HEARD_SIZE = 256 * 1024
+"""Octets of them, after which the tick ends too."""
 
 _ORDINARY = frozenset({"closed", "network", "disconnect-0x8b"})
 """Endings in which a broker merely goes: nobody has to look. 0x8b: server shutting down."""
@@ -65,7 +68,12 @@ class Connection:
         self._changed: Callable[[], None] = _unnoticed
         self._loop = asyncio.get_running_loop()
         hello = Hello(
-            settings.client_id, settings.username, settings.keep_alive, settings.status_topic
+            settings.client_id,
+            settings.username,
+            settings.keep_alive,
+            settings.status_topic,
+            settings.session_expiry,
+            settings.max_received_packet,
         )
         self._client = Client(
             hello, self.publications, min(settings.keep_alive, settings.hold_time)
@@ -85,6 +93,7 @@ class Connection:
         self._is_hearing = False
         self._backoff = MIN_BACKOFF
         self._complaints: set[tuple[str, str]] = set()
+        self._seldom = Seldom()
 
     def __repr__(self) -> str:
         state = self._client.state.name.lower()
@@ -141,15 +150,30 @@ class Connection:
         self._changed = changed
 
     def subscribe(
-        self, topic_filter: str, *, is_state: bool = False, only_news: bool = False
+        self,
+        topic_filter: str,
+        *,
+        is_state: bool = False,
+        only_news: bool = False,
+        at_most_once: bool = False,
     ) -> None:
-        """Hear a topic filter, on this connection and on those that follow it."""
-        self.subscriptions.subscribe(topic_filter, is_state=is_state, only_news=only_news)
+        """Hear a topic filter, on this connection and on those that follow it.
+
+        What the words mean is in `Subscriptions`.
+        """
+        self.subscriptions.subscribe(
+            topic_filter, is_state=is_state, only_news=only_news, at_most_once=at_most_once
+        )
         self._ask_soon()
 
     def unsubscribe(self, topic_filter: str) -> None:
         """Hear it no longer."""
         self.subscriptions.unsubscribe(topic_filter)
+        self._ask_soon()
+
+    def unsubscribe_stale(self, topic: str) -> None:
+        """Hear no longer what an earlier process wanted to."""
+        self.subscriptions.unsubscribe_stale(topic)
         self._ask_soon()
 
     def acknowledge(self, heard: Heard) -> None:
@@ -373,6 +397,7 @@ class Connection:
     def _hear(self) -> None:
         """Hand on what was heard, a little at a time: devices come in between."""
         self._is_hearing = False
+        size = 0
         for _ in range(HEARD_AT_ONCE):
             heard = self.subscriptions.next_heard()
             if heard is None:
@@ -380,7 +405,12 @@ class Connection:
             try:
                 self._heard(heard)
             except Exception:
-                log.exception("a publication to us was not taken")
+                if count := self._seldom.count("not taken", self._loop.time()):
+                    log.exception("publication to us not taken", extra={"count": count})
+            if isinstance(heard, Heard):
+                size += len(heard.payload)
+                if size >= HEARD_SIZE:
+                    break
         self._hear_soon()
 
     def _report(self) -> None:

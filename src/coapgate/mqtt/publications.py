@@ -33,6 +33,8 @@ MAX_PACKET_SIZE = 1 << 28
 SUCCESS = 0x00
 TOPIC_NAME_INVALID = 0x90
 _REFUSED = 0x80
+_DUP = 0x08
+"""The flag of a PUBLISH that may have been sent before (MQTT 5 3.3.1.1)."""
 _SUSPECT = 2
 _POISON = 4
 _COMPLAINT_INTERVAL = 60.0
@@ -117,6 +119,7 @@ class Publications:
         self._suspects = 0
         self._accepting = True
         self._connected = False
+        self._is_resumed = False
         self._writable = True
         self._window = 0
         self._receive_maximum = 0
@@ -218,14 +221,18 @@ class Publications:
         retain_available: bool,
         announcement: tuple[str, bytes] | None,
         now: float,
+        is_resumed: bool = False,
     ) -> None:
         """The broker took our CONNECT: send the announcement, then what may be sent.
+
+        `is_resumed`: it remembers the last connection's session.
 
         The announcement is the gateway's own status, topic and JSON, retained. It belongs to this
         connection: it is never held and never repeated. A broker that ends connections over it is
         not told any more.
         """
         self._connected = True
+        self._is_resumed = is_resumed
         self._receive_maximum = receive_maximum
         self._maximum_packet_size = maximum_packet_size or MAX_PACKET_SIZE
         self._retain_available = retain_available
@@ -270,8 +277,6 @@ class Publications:
             elif publication is self._announcement:
                 continue
             else:
-                # A clean start leaves the broker without memory of the old connection: this will
-                # be a new PUBLISH, without DUP (MQTT 5 4.4).
                 self._held.appendleft(publication)
                 self._held_size += len(publication.packet)
         self._open_window()
@@ -350,9 +355,12 @@ class Publications:
             self.outgoing.append(packet)
             self._end(publication.ticket, SUCCESS)
         else:
-            self.outgoing.append(packet)
             if publication.sent_at is not None:
                 self.repeated += 1
+                # To a broker without memory of the old connection it is new (MQTT 5 4.4).
+                first = packet[0] | _DUP if self._is_resumed else packet[0] & ~_DUP
+                packet = publication.packet = bytes((first,)) + packet[1:]
+            self.outgoing.append(packet)
             publication.sent_at = now
             self._in_flight[packet_id] = publication
 

@@ -32,6 +32,8 @@ class ConnectionSettings:
     private_key: Path | None = None
     status_topic: str | None = None
     keep_alive: int = 30
+    session_expiry: int = 0
+    max_received_packet: int = 8 << 20
     max_in_flight: int = 256
     hold_time: float = 10.0
     hold_messages: int = 4096

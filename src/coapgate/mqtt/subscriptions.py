@@ -6,6 +6,9 @@ be absent when the PINGRESP after the SUBACK has come (MQTT has no other mark of
 retained). Of a state only the newest publication counts, so a flood of them costs one place. Any
 other filter is a *feed*, heard at QoS 1: the broker waits for our acknowledgements.
 
+A broker that keeps our session delivers again what we had not acknowledged when the connection was
+lost; what we have taken already is acknowledged once more, and not heard twice.
+
 One SUBSCRIBE and one UNSUBSCRIBE are on their way at a time; what is wanted meanwhile goes with the
 next. A new connection subscribes to everything again.
 """
@@ -37,8 +40,16 @@ MAX_BATCH_SIZE = 16384
 """Octets of the topic filters of one packet."""
 MAX_UNACKNOWLEDGED = 64
 """Publications to us that the broker may have under way, announced as Receive Maximum."""
-MAX_FEED = 65536
+MAX_FEED = 16384
 """Publications of feeds that wait to be looked at; of those at QoS 0 the next is dropped."""
+MAX_RETAINED_FEED = 1 << 20
+"""The same for what was retained, of which there is one for each topic."""
+MAX_FEED_SIZE = 64 << 20
+"""Octets of feeds that wait to be looked at, as far as they are at QoS 0."""
+MAX_PROPERTIES_SIZE = 8192
+"""Octets of a publication's properties, beyond which it is cut."""
+ITEM_SIZE = 512
+"""Octets that a publication takes besides its payload and properties."""
 MAX_WAITING_SIZE = 64 << 20
 """Octets of payload that wait to be looked at; then states are asked for again instead."""
 
@@ -49,7 +60,8 @@ _REFUSED = 0x80
 class Heard(NamedTuple):
     """A publication that the broker delivered; `acknowledge` it once it is taken care of.
 
-    `expires_in` in seconds, None: never. `receipt` is for `acknowledge`, None at QoS 0.
+    `expires_in` in seconds, None: never. `receipt` is for `acknowledge`, None at QoS 0. `is_cut`:
+    it is larger than anybody would take, and came without payload and properties.
     """
 
     topic: str
@@ -61,6 +73,7 @@ class Heard(NamedTuple):
     expires_in: int | None
     properties: list[tuple[str, str]]
     receipt: tuple[int, int] | None
+    is_cut: bool = False
 
 
 class Complete(NamedTuple):
@@ -81,17 +94,19 @@ class Subscriptions:
     """What this worker wants to hear, and what it has heard.
 
     Whoever calls a method then calls `flush` and writes `outgoing`, and takes what waits by
-    `next_heard`. `now` is monotonic seconds.
+    `next_heard`. Of feeds no payload above `max_feed_payload` octets is kept. `now` is monotonic
+    seconds.
     """
 
-    def __init__(self, outgoing: list[bytes]) -> None:
+    def __init__(self, outgoing: list[bytes], max_feed_payload: int = 1 << 20) -> None:
+        self.max_feed_payload = max_feed_payload
         self.dropped = 0
         """Publications that nobody could look at: too many at QoS 0."""
         self.has_news = False
         """Something may wait to be looked at; whoever looks resets it."""
         self._outgoing = outgoing
         self._wanted: dict[str, bool] = {}  # topic filter -> is a state
-        self._only_news: set[str] = set()
+        self._options: dict[str, tuple[QoS, RetainHandling]] = {}
         self._to_subscribe: dict[str, None] = {}
         self._to_unsubscribe: dict[str, None] = {}
         self._connected = False
@@ -107,7 +122,9 @@ class Subscriptions:
         self._feed: deque[Heard | Complete | Refusal] = deque()
         self._states: dict[tuple[str, bool], Heard] = {}
         self._size = 0
+        self._feed_size = 0
         self._is_feeds_turn = False
+        self._taken: dict[int, int] = {}  # packet identifier -> a hash of what it stood for
 
     def __len__(self) -> int:
         """Topic filters that are wanted."""
@@ -119,15 +136,23 @@ class Subscriptions:
         return None if self._batch is None else self._sent_at
 
     def subscribe(
-        self, topic_filter: str, *, is_state: bool = False, only_news: bool = False
+        self,
+        topic_filter: str,
+        *,
+        is_state: bool = False,
+        only_news: bool = False,
+        at_most_once: bool = False,
     ) -> None:
         """Want to hear a topic filter; `Complete` or `Refusal` follows, once per connection.
 
         A state that is heard already is looked up anew. `only_news`: not what is retained.
+        `at_most_once`: at QoS 0, for a feed of which more is retained than brokers queue at QoS 1.
         """
         self._wanted[topic_filter] = is_state
-        if only_news:
-            self._only_news.add(topic_filter)
+        self._options[topic_filter] = (
+            QoS.AT_MOST_ONCE if is_state or at_most_once else QoS.AT_LEAST_ONCE,
+            RetainHandling.SEND_NEVER if only_news else RetainHandling.SEND_ALWAYS,
+        )
         self._to_unsubscribe.pop(topic_filter, None)
         self._to_subscribe[topic_filter] = None
 
@@ -135,6 +160,7 @@ class Subscriptions:
         """Want to hear it no longer."""
         if self._wanted.pop(topic_filter, None) is None:
             return
+        del self._options[topic_filter]
         self._to_subscribe.pop(topic_filter, None)
         self._found.pop(topic_filter, None)
         for retain in (True, False):
@@ -142,21 +168,28 @@ class Subscriptions:
         if self._connected:
             self._to_unsubscribe[topic_filter] = None
 
-    def connected(self) -> None:
-        """A new connection, and a new session: the broker knows nothing of what we want."""
+    def connected(self, *, is_resumed: bool = False) -> None:
+        """A new connection; `is_resumed`: the broker remembers the session of the last one."""
         self._connected = True
         self._connection += 1
+        if not is_resumed:
+            self._taken.clear()
         self._to_unsubscribe.clear()
         self._to_subscribe = dict.fromkeys(self._wanted)
 
     def lost(self) -> None:
-        """The connection is gone, and with it every subscription."""
+        """The connection is gone."""
         self._connected = False
         self._batch = None
         self._is_unsubscribing = False
         self._pings = self._pongs = 0
         self._found.clear()
         self._to_unsubscribe.clear()
+
+    def unsubscribe_stale(self, topic: str) -> None:
+        """The broker remembers a subscription that we do not: of an earlier process."""
+        if self._connected and topic not in self._wanted:
+            self._to_unsubscribe[topic] = None
 
     def ping(self) -> None:
         """Send a PINGREQ: their answers are counted."""
@@ -176,20 +209,15 @@ class Subscriptions:
             self._is_granted = False
             filters = []
             for topic_filter in self._batch:
-                is_state = self._wanted[topic_filter]
-                if is_state:
+                if self._wanted[topic_filter]:
                     self._found[topic_filter] = False
-                qos = QoS.AT_MOST_ONCE if is_state else QoS.AT_LEAST_ONCE
+                qos, retain_handling = self._options[topic_filter]
                 filters.append(
                     TopicFilter(
                         topic_filter,
                         max_qos=qos,
                         retain_as_published=True,
-                        retain_handling=(
-                            RetainHandling.SEND_NEVER
-                            if topic_filter in self._only_news
-                            else RetainHandling.SEND_ALWAYS
-                        ),
+                        retain_handling=retain_handling,
                     )
                 )
             self._outgoing.append(SubscribePacket(SUBSCRIBE_ID, filters).write())
@@ -201,24 +229,45 @@ class Subscriptions:
         """The broker delivers something."""
         self.has_news = True
         topic = packet.topic
-        receipt = None if packet.packet_id is None else (self._connection, packet.packet_id)
+        packet_id = packet.packet_id
+        receipt = None if packet_id is None else (self._connection, packet_id)
+        if packet_id is not None:
+            content = hash((topic, packet.payload, packet.correlation_data))
+            if packet.duplicate and self._taken.get(packet_id) == content:
+                self.acknowledge(receipt)
+                return
+            self._taken[packet_id] = content
+        correlation = packet.correlation_data or b""
+        extra = len(topic) + len(correlation)
+        extra += sum(len(name) + len(value) for name, value in packet.user_properties)
+        is_state = self._wanted.get(topic, False)
+        is_odd = extra > MAX_PROPERTIES_SIZE
+        is_cut = not is_state and (is_odd or len(packet.payload) > self.max_feed_payload)
         heard = Heard(
             topic,
-            packet.payload,
+            b"" if is_cut else packet.payload,
             packet.retain,
             packet.content_type,
             packet.response_topic,
-            packet.correlation_data,
+            None if is_odd else packet.correlation_data,
             packet.message_expiry_interval,
-            packet.user_properties,
+            [] if is_odd else packet.user_properties,
             receipt,
+            is_cut,
         )
-        if self._wanted.get(topic):
+        if is_state:
             self._receive_state(heard)
-        elif receipt is None and len(self._feed) >= MAX_FEED:
-            self.dropped += 1
         else:
-            self._feed.append(heard)
+            self._receive_feed(heard)
+
+    def _receive_feed(self, heard: Heard) -> None:
+        if heard.receipt is None:
+            most = MAX_RETAINED_FEED if heard.retain else MAX_FEED
+            if len(self._feed) >= most or self._feed_size >= MAX_FEED_SIZE:
+                self.dropped += 1
+                return
+        self._feed.append(heard)
+        self._feed_size += len(heard.payload) + ITEM_SIZE
 
     def receive_suback(self, packet: SubAckPacket) -> None:
         """The broker says which filters of the batch it grants."""
@@ -262,13 +311,19 @@ class Subscriptions:
             first = self._feed[0]
             if isinstance(first, Complete) and (first.topic_filter, True) in self._states:
                 return self._take_state((first.topic_filter, True))
-            return self._feed.popleft()
+            self._feed.popleft()
+            if isinstance(first, Heard):
+                self._feed_size -= len(first.payload) + ITEM_SIZE
+            return first
         return self._take_state(next(iter(self._states))) if self._states else None
 
     def acknowledge(self, receipt: tuple[int, int] | None) -> None:
         """Let the broker forget a publication; not on another connection than it came on."""
         if receipt is not None and self._connected and receipt[0] == self._connection:
             self._outgoing.append(PubAckPacket(receipt[1]).write())
+            if len(self._taken) > MAX_UNACKNOWLEDGED:
+                # The oldest: the broker has had our acknowledgement for long.
+                del self._taken[next(iter(self._taken))]
 
     def _receive_state(self, heard: Heard) -> None:
         if heard.retain and heard.topic in self._found:

@@ -128,7 +128,8 @@ class BadLine:
 class HeldRequest(NamedTuple):
     """A request that waits for its device; `expires_at` in Unix seconds.
 
-    `response_topic` None: its outcome is an event. `method` is as its backend wrote it.
+    `response_topic` None: its outcome is an event. `method` is as its backend wrote it. `outcome`
+    is what became of it, as text of the caller's: it need only be told.
     """
 
     number: int
@@ -142,6 +143,7 @@ class HeldRequest(NamedTuple):
     response_topic: str | None
     correlation: bytes | None
     expires_at: float
+    outcome: str | None = None
 
 
 class HeldRequests(Protocol):
@@ -151,9 +153,15 @@ class HeldRequests(Protocol):
         """Those of one gateway, in order of number."""
 
     async def change_held_requests(
-        self, node: int, added: Iterable[HeldRequest], removed: Iterable[int]
+        self,
+        node: int,
+        added: Iterable[HeldRequest],
+        concluded: Iterable[tuple[int, str]],
+        removed: Iterable[int],
     ) -> None:
-        """Add some and remove some by number, together; on disk when this returns."""
+        """Add some, note outcomes, and remove some by number, together; on disk when this
+        returns.
+        """
 
 
 class Registry(Protocol):

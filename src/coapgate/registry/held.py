@@ -21,12 +21,20 @@ def load(connection: sqlite3.Connection, node: int) -> list[HeldRequest]:
 
 
 def change(
-    connection: sqlite3.Connection, node: int, added: Iterable[HeldRequest], removed: Iterable[int]
+    connection: sqlite3.Connection,
+    node: int,
+    added: Iterable[HeldRequest],
+    concluded: Iterable[tuple[int, str]],
+    removed: Iterable[int],
 ) -> None:
-    """Add some, then remove some by their numbers."""
+    """Add some, then note outcomes, then remove some by their numbers."""
     connection.executemany(
         f"INSERT OR REPLACE INTO held_request (node, {_COLUMNS}) VALUES ({_PLACES})",  # noqa: S608
         [(node, *request) for request in added],
+    )
+    connection.executemany(
+        "UPDATE held_request SET outcome = ?, payload = x'' WHERE node = ? AND number = ?",
+        [(outcome, node, number) for number, outcome in concluded],
     )
     connection.executemany(
         "DELETE FROM held_request WHERE node = ? AND number = ?",

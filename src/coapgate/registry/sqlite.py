@@ -208,9 +208,14 @@ class SqliteRegistry:
             return held.load(connection, node)
 
     async def change_held_requests(
-        self, node: int, added: Iterable[HeldRequest], removed: Iterable[int]
+        self,
+        node: int,
+        added: Iterable[HeldRequest],
+        concluded: Iterable[tuple[int, str]],
+        removed: Iterable[int],
     ) -> None:
-        await self._in_thread(self._change_held_requests, node, list(added), list(removed))
+        changes = (node, list(added), list(concluded), list(removed))
+        await self._in_thread(self._change_held_requests, *changes)
 
     async def provision(
         self, anchor: TrustAnchor, device: DeviceId, value: str, tenant: Tenant | None = None
@@ -492,10 +497,14 @@ class SqliteRegistry:
         return await loop.run_in_executor(self._thread, call, *arguments)
 
     def _change_held_requests(
-        self, node: int, added: list[HeldRequest], removed: list[int]
+        self,
+        node: int,
+        added: list[HeldRequest],
+        concluded: list[tuple[int, str]],
+        removed: list[int],
     ) -> None:
         with self._writing() as connection:
-            held.change(connection, node, added, removed)
+            held.change(connection, node, added, concluded, removed)
 
     def _promote(self, number: int, grace_time: float) -> bool:
         with self._writing() as connection:

@@ -14,5 +14,6 @@ CREATE TABLE held_request (
     response_topic TEXT,              -- NULL: the outcome is an event
     correlation    BLOB,
     expires_at     REAL    NOT NULL,
+    outcome        TEXT,              -- what the bus is still to be told; NULL: nothing is known yet
     PRIMARY KEY (node, number)
 ) STRICT;
