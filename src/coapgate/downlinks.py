@@ -35,6 +35,8 @@ def build_backends(
     connection: Connection,
     registry: SqliteRegistry,
     rights: RightsTable,
+    clock: Callable[[], float] = time.monotonic,
+    wall: Callable[[], float] = time.time,
 ) -> tuple[Backends, Words]:
     """All that reaches devices; connect both to the message layer.
 
@@ -45,7 +47,7 @@ def build_backends(
     formats = ContentFormats(CONTENT_TYPES)
     devices = AttachedDevices(pump.sessions, pump.server)
     outbox = Outbox(connection, downlink.events)
-    words = Words(outbox, Renderer(root, CONTENT_TYPES))
+    words = Words(outbox, Renderer(root, CONTENT_TYPES), clock, wall)
     deliveries = Deliveries(
         devices,
         words.send,
@@ -81,13 +83,13 @@ def build_backends(
         linger_time=downlink.linger_time,
         look_up_time=downlink.look_up_time,
     )
-    lifecycle = Lifecycle(outbox, root, settings.node, devices.is_attached, time.time())
+    lifecycle = Lifecycle(outbox, root, settings.node, devices.is_attached, wall())
     content, files = settings.content, None
     if content.folder is not None:
         check_folder(content.folder)
         files = ContentFiles(content.folder, content.max_file, content.memory)
     policy = Policy(states, deliveries, intake, lifecycle, outbox, files, f"{content.path}/")
-    return Backends(connection, root, policy), words
+    return Backends(connection, root, policy, clock, wall), words
 
 
 def build_rights(settings: Settings) -> RightsTable:

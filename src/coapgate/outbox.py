@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from coapgate.model import Outcome
 
@@ -28,8 +27,7 @@ _REFUSED = 0x80
 """PUBACK reason codes from here on are refusals (MQTT 5 section 3.4.2.1)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
+class Notice(NamedTuple):
     """One publication of the gateway's own.
 
     `settles` is given to whoever waits for it to be over. `instead`: what is said if the broker

@@ -22,6 +22,8 @@ from coapgate.coap.hotpath import HotPath
 from coapgate.coap.messages import MessageLayer
 from coapgate.coap.rates import DeviceRates
 from coapgate.coap.resources import build_site
+from coapgate.config import Settings
+from coapgate.downlinks import build_backends, build_rights
 from coapgate.dtls.association import Association
 from coapgate.dtls.client import Client, ClientSettings, Credential
 from coapgate.dtls.server import ServerSettings
@@ -111,7 +113,15 @@ class Whole:
             )
             self.connection = Connection(ConnectionSettings("guard"), pump.acknowledged)
             publications = self.connection.publications
-            uplinks = Uplinks(self.connection, "root", lambda: publications.maximum_packet_size)
+            configured = Settings()
+            rights = build_rights(configured)
+            clock, root = (self.loop.time, lambda: WALL), configured.mqtt.root
+            backends, words = build_backends(
+                configured, pump, self.connection, self.registry, rights, *clock
+            )
+            uplinks = Uplinks(
+                self.connection, root, lambda: publications.maximum_packet_size, rights=rights
+            )
             async with Bridge(build_site(lambda: WALL), pump.respond) as bridge:
                 self.layer: MessageLayer[Association] = MessageLayer(
                     pump.server.traffic.send,
@@ -119,9 +129,14 @@ class Whole:
                     DeviceRates(1e6, 1_000_000),
                     prove_path=pump.server.traffic.prove_path,
                     answered=pump.server.traffic.remember_answer,
+                    contents=backends,
+                    downlinks=backends,
                 )
                 self.udp = Udp(pump, 65536, self._make_socket)
-                pump.connect(self.layer, uplinks, lambda *_: None, self.udp.flush_soon)
+                wake = self.udp.flush_soon
+                pump.connect(self.layer, uplinks, backends.publish_event, wake, backends)
+                backends.connect(self.layer, wake)
+                words.connect(self.layer)
                 self.udp.open((("127.0.0.1", 0),))
                 self.connection.made(self.broker, None)
                 self.connection.received(self.broker.welcome())
@@ -171,6 +186,9 @@ class Whole:
                 client.receive_datagram(datagram, self.loop.now)
             wire.sent.clear()
         assert client.is_established, client.failure
+        # The bus is told that the device is there, and has it.
+        self._run(self.loop.step)
+        self._run(self.loop.run, self.connection.received, self.broker.answer())
         self.loop.now += BATCH_TIME
         return count
 
