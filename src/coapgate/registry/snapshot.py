@@ -68,12 +68,11 @@ class Snapshot:
         return self._max_keys
 
     def derive(self, identity: bytes) -> Derived | None:
-        """What an identity is by its text, `refresh_interval` seconds ago at most.
+        """What an identity is by its text, as the batches are now.
 
         Raises RegistryError if the key of a batch cannot be decrypted.
         """
-        if self._clock() - self._refreshed_at >= self._refresh_interval:
-            self._refresh()
+        self._refresh()
         if self._book is None:
             self._book = BatchBook(batch_rows.load(self._vault, row) for row in self._batch_rows)
         return self._book.find(identity)
