@@ -124,8 +124,10 @@ class Pump:
     async def recover(self, can_reach: Callable[[Path], bool]) -> None:
         """Go on with the associations of an earlier process; `can_reach` is the sockets'.
 
+        Before anybody is heard: what a handshake stores would be taken for an earlier process's.
         Raises StartError if the registry cannot say who may go on.
         """
+        assert not self.server.association_count, "nobody is let in before"
         if self._store is None:
             return
         now, wall = self._clock(), self._wall()

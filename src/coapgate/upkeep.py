@@ -51,13 +51,11 @@ class Upkeep:
         self._seldom = Seldom()
         self._crashes = 0
         self._uses = LiveUses(pump.server.traffic.associations.snapshot)
-        self._has_begun = False
 
     async def begin(self) -> None:
         """Know what the registry and the files say now. Raises RegistryError."""
         self.following.begin()
         await self.lists.look()
-        self._has_begun = True
 
     async def run(self) -> None:
         """Go on until cancelled."""
@@ -90,5 +88,4 @@ class Upkeep:
 
     def _use_lists(self, key_id: bytes, lists: tuple[RevocationList, ...]) -> None:
         self._authentication.use_lists(key_id, lists)
-        if self._has_begun:  # until then nobody was let in by anything else
-            self._reviews.concern_anchor(key_id, time.monotonic())
+        self._reviews.concern_anchor(key_id, time.monotonic())

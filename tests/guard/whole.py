@@ -117,6 +117,7 @@ class Whole:
                 self.udp = Udp(pump, 65536, self._make_socket)
                 pump.connect(self.layer, uplinks, lambda *_: None, self.udp.flush_soon)
                 self.udp.open((("127.0.0.1", 0),))
+                self.udp.listen()
                 self.connection.made(self.broker, None)
                 self.connection.received(self.broker.welcome())
                 self.connection.received(self.broker.answer())
