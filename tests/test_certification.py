@@ -171,7 +171,7 @@ def use_list(
     )
     anchor = anchor_of()
     lists = parse_lists(signed.public_bytes(Encoding.PEM), anchor, WALL)
-    authentication.use_lists(anchor.key_id, lists)
+    authentication.use_lists(anchor.key_id, {"factory.crl": lists})
 
 
 async def test_a_list_that_revokes_an_intermediate_ends_all_below_it(registry: Books) -> None:
@@ -208,6 +208,25 @@ async def test_a_stale_list_refuses_handshakes_if_hard_and_ends_no_session(regis
     assert await still_good(authentication, identity) is None
 
 
+async def test_until_a_list_was_read_nobody_new_is_let_in_in_soft_mode_too(registry: Books) -> None:
+    registry.add_anchor(replace(anchor_of(), crl_files=("factory.crl", "more.crl")))
+    authentication = Authentication(registry)
+    chain = ROOT.issue_device("sensor-7").chain
+    for lists in ({}, {"factory.crl": ()}, {"other.crl": ()}):
+        authentication.use_lists(anchor_of().key_id, lists)
+        refusal = await refused(authentication, chain)
+        assert refusal.reason is Reason.UNAVAILABLE
+        assert refusal.detail == "a revocation list could not be read yet"
+
+    authentication.use_lists(anchor_of().key_id, {"factory.crl": (), "more.crl": ()})
+    identity = await authentication.judge_chain(chain, WALL)
+
+    # Another file is named that was not read yet: what was good before goes on.
+    registry.change_anchor(replace(anchor_of(), crl_files=("new.crl",)))
+    assert (await refused(authentication, chain)).reason is Reason.UNAVAILABLE
+    assert await still_good(authentication, identity) is None
+
+
 async def test_without_a_list_again_nothing_is_revoked_by_it(registry: Books) -> None:
     registry.add_anchor(anchor_of())
     authentication = Authentication(registry)
@@ -215,7 +234,7 @@ async def test_without_a_list_again_nothing_is_revoked_by_it(registry: Books) ->
     use_list(authentication, chain[0])
     assert (await refused(authentication, chain)).reason is Reason.REVOKED
 
-    authentication.use_lists(anchor_of().key_id, ())
+    authentication.use_lists(anchor_of().key_id, {})
 
     await authentication.judge_chain(chain, WALL)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +51,7 @@ class House:
         self.fault: Exception | None = None
         self.wall = WALL
         self.used: list[tuple[bytes, list[int]]] = []
+        self.files: set[str] = set()
         self.lists = RevocationLists(folder, self.find_anchors, self.use, lambda: self.wall)
 
     async def find_anchors(self) -> tuple[TrustAnchor, ...]:
@@ -58,8 +59,10 @@ class House:
             raise self.fault
         return tuple(self.anchors)
 
-    def use(self, key_id: bytes, lists: tuple[RevocationList, ...]) -> None:
-        self.used.append((key_id, [len(each.revoked) for each in lists]))
+    def use(self, key_id: bytes, lists: Mapping[str, tuple[RevocationList, ...]]) -> None:
+        self.files = set(lists)
+        counts = [len(each.revoked) for file in lists.values() for each in file]
+        self.used.append((key_id, counts))
 
     def write(self, octets: bytes, name: str = "acme.crl") -> None:
         new = self.folder / "new"
@@ -179,6 +182,44 @@ async def test_an_anchor_that_goes_or_names_no_file_any_more_has_no_list(house: 
 
     assert house.used == [(key_id, [1]), (key_id, [])]
     assert house.lists.next_updates() == {}
+
+
+@pytest.mark.expects_warnings("revocation list cannot be used")
+async def test_the_lists_of_an_anchor_stay_in_force_until_all_its_new_files_were_read(
+    house: House,
+) -> None:
+    key_id = house.anchors[0].key_id
+    house.write(signed(7))
+    await house.lists.look()
+    house.anchors = [trust(ROOT, "acme", "new.crl", "more.crl")]
+    await house.lists.look()
+    assert house.used == [(key_id, [1])]
+
+    house.write(signed(7, 8), "new.crl")
+    await house.lists.look()
+    assert house.files == {"acme.crl", "new.crl"}
+    house.write(signed(7, 8, 9), "more.crl")
+    await house.lists.look()
+    assert house.files == {"new.crl", "more.crl"}
+
+
+@pytest.mark.expects_warnings("revocation list cannot be used")
+async def test_a_file_that_broke_while_its_anchor_was_disabled_counts_as_never_read(
+    house: House,
+) -> None:
+    anchors = house.anchors
+    house.write(signed(7))
+    await house.lists.look()
+    house.anchors = []
+    await house.lists.look()
+    assert house.used[1:] == [(anchors[0].key_id, [])]
+    assert house.files == set()
+
+    house.anchors = anchors
+    house.write(b"half")
+    await house.lists.look()
+    assert house.files == set()
+    assert house.lists.count_stale() == 1
 
 
 async def test_while_the_registry_is_away_what_is_known_stays(house: House) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -98,8 +98,8 @@ class Authentication:
         """Seconds that a key is good before and after its validity."""
         return self._clock_skew
 
-    def use_lists(self, key_id: bytes, lists: tuple[RevocationList, ...]) -> None:
-        """Below this anchor these revocation lists are in force from now on."""
+    def use_lists(self, key_id: bytes, lists: Mapping[str, tuple[RevocationList, ...]]) -> None:
+        """As `Certification.use_lists`."""
         self._certification.use_lists(key_id, lists)
 
     async def find_keys(self, identity: bytes) -> tuple[PskCredential, ...]:

@@ -5,7 +5,7 @@ Asked about a peer whose Finished verified, and about those that were let in bef
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 from coapgate.errors import AlreadyExists, CertificateError, Reason, Refused, RegistryError
@@ -62,13 +62,16 @@ class Certification:
         self._registry = registry
         self._anchors: tuple[TrustAnchor, ...] = ()
         self._verifier = ChainVerifier(())
-        self._lists: dict[bytes, tuple[RevocationList, ...]] = {}
+        self._lists: dict[bytes, Mapping[str, tuple[RevocationList, ...]]] = {}
         self._revoked: tuple[RevokedCertificate, ...] = ()
         self._revocations: dict[bytes, Revocations] = {}
         self._recent: set[_Pair] = set()
 
-    def use_lists(self, key_id: bytes, lists: tuple[RevocationList, ...]) -> None:
-        """Below this anchor these revocation lists are in force from now on."""
+    def use_lists(self, key_id: bytes, lists: Mapping[str, tuple[RevocationList, ...]]) -> None:
+        """Below this anchor these revocation lists are in force from now on, by their files.
+
+        While one of the anchor's `crl_files` is not among them, no handshake is let in below it.
+        """
         self._lists[key_id] = lists
         if not lists:
             del self._lists[key_id]
@@ -199,12 +202,14 @@ class Certification:
             self._revocations.clear()
         found = self._revocations.get(anchor.key_id)
         if found is None:
+            lists = self._lists.get(anchor.key_id, {})
             below = [each for each in revoked if each.key_id == anchor.key_id]
             found = self._revocations[anchor.key_id] = Revocations.gather(
-                self._lists.get(anchor.key_id, ()),
+                (each for file in lists.values() for each in file),
                 serials=[(each.issuer, each.serial) for each in below if each.serial],
                 fingerprints=[each.fingerprint for each in below if each.fingerprint],
                 is_hard=anchor.crl_mode == "hard",
+                is_complete=lists.keys() >= set(anchor.crl_files),
             )
         return found
 

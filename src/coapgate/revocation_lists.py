@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,19 +28,22 @@ _Place = tuple[bytes, str]
 
 @dataclass(slots=True)
 class _File:
-    """What a file was when it was last tried, and the lists of when it was last good."""
+    """What a file was when it was last tried, and the lists of when it was last good: None, if it
+    never was."""
 
     seen: tuple[int, int, int] | None = None
     anchor: bytes = b""
-    lists: tuple[RevocationList, ...] = ()
-    is_good: bool = False
+    lists: tuple[RevocationList, ...] | None = None
 
 
 class RevocationLists:
     """Watches the `crl_files` of all anchors, relative to `base`.
 
-    `use(key_id, lists)` is told whenever those of an anchor are others than before: of all its
-    files. Mutable: the files as they were last seen, and the anchors. Call `look`, with `again` to
+    `use(key_id, lists)` is told whenever those of an anchor are others than before: of each of its
+    files that was good at least once. When an anchor names other files, the lists of the old ones
+    stay in force until all of the new ones were good.
+
+    Mutable: the files as they were last seen, and the anchors. Call `look`, with `again` to
     read what has not changed too, or let `run` do so.
     """
 
@@ -48,7 +51,7 @@ class RevocationLists:
         self,
         base: Path,
         anchors: Callable[[], Awaitable[tuple[TrustAnchor, ...]]],
-        use: Callable[[bytes, tuple[RevocationList, ...]], None],
+        use: Callable[[bytes, Mapping[str, tuple[RevocationList, ...]]], None],
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.anchors: tuple[TrustAnchor, ...] = ()
@@ -94,15 +97,25 @@ class RevocationLists:
         named = {
             (anchor.key_id, file): anchor for anchor in self.anchors for file in anchor.crl_files
         }
-        changed = {place[0] for place in self._files.keys() - named.keys()}
-        for place in self._files.keys() - named.keys():
-            del self._files[place]
+        changed = set()
         for place, anchor in named.items():
             if await self._is_read(place, anchor, again=again):
                 changed.add(place[0])
+        unread = {place[0] for place in named if self._files[place].lists is None}
+        believed = {anchor.key_id for anchor in self.anchors}
+        for place in self._files.keys() - named.keys():
+            if place[0] not in unread or place[0] not in believed:
+                del self._files[place]
+                changed.add(place[0])
         for key_id in changed:
-            files = (file for (owner, _), file in self._files.items() if owner == key_id)
-            self._use(key_id, tuple(each for file in files for each in file.lists))
+            self._use(
+                key_id,
+                {
+                    name: file.lists
+                    for (owner, name), file in self._files.items()
+                    if owner == key_id and file.lists is not None
+                },
+            )
         self._complain_of_stale()
 
     def next_updates(self) -> dict[str, float]:
@@ -112,7 +125,7 @@ class RevocationLists:
             ends = [
                 each.next_update
                 for file in anchor.crl_files
-                for each in self._files.get((anchor.key_id, file), _File()).lists
+                for each in self._files.get((anchor.key_id, file), _File()).lists or ()
             ]
             if ends:
                 updates[anchor.name] = min(ends)
@@ -121,8 +134,8 @@ class RevocationLists:
     def count_stale(self) -> int:
         """How many lists in force are stale, and files that were never good."""
         wall = self._wall()
-        lists = (each for file in self._files.values() for each in file.lists)
-        never = sum(not file.lists for file in self._files.values())
+        lists = (each for file in self._files.values() for each in file.lists or ())
+        never = sum(file.lists is None for file in self._files.values())
         return never + sum(each.next_update < wall for each in lists)
 
     async def _is_read(self, place: _Place, anchor: TrustAnchor, *, again: bool) -> bool:
@@ -143,13 +156,13 @@ class RevocationLists:
             lists = await asyncio.to_thread(load_lists, path, anchor, self._wall())
         except CertificateError as error:
             self.failures += 1
-            file.is_good = False
-            message = "revocation list kept" if file.lists else "revocation list cannot be used"
+            never = file.lists is None
+            message = "revocation list cannot be used" if never else "revocation list kept"
             fields = {"anchor": anchor.name, "detail": str(error), "hint": error.hint}
             log.error(message, extra=fields)
             return False
         is_other = lists != file.lists
-        file.lists, file.is_good = lists, True
+        file.lists = lists
         if is_other:
             revoked = sum(len(each.revoked) for each in lists)
             where = {"anchor": anchor.name, "file": str(path)}
@@ -160,7 +173,7 @@ class RevocationLists:
         wall = self._wall()
         for anchor in self.anchors:
             for file in anchor.crl_files:
-                for each in self._files[anchor.key_id, file].lists:
+                for each in self._files[anchor.key_id, file].lists or ():
                     kind = (anchor.key_id, file, each.issuer)
                     if each.next_update < wall and self._seldom.count(kind, wall):
                         fields = {"anchor": anchor.name, "file": file, "mode": anchor.crl_mode}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from coapgate.authentication import Authentication
@@ -86,6 +86,6 @@ class Upkeep:
                     fields = {"count": count}
                     log.error("uses not looked after", exc_info=error, extra=fields)
 
-    def _use_lists(self, key_id: bytes, lists: tuple[RevocationList, ...]) -> None:
+    def _use_lists(self, key_id: bytes, lists: Mapping[str, tuple[RevocationList, ...]]) -> None:
         self._authentication.use_lists(key_id, lists)
         self._reviews.concern_anchor(key_id, time.monotonic())

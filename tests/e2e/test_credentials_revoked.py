@@ -44,6 +44,12 @@ def trust_with_list(installation: Installation, file: Path, *, mode: str = "soft
     installation.add_anchor(crl_files=(str(file),), crl_mode=mode)
 
 
+async def has_read_list(gateway: Running) -> None:
+    """Until then nobody is let in below its anchor."""
+    lists = gateway.gateway.upkeep.lists
+    await until(lambda: bool(lists.next_updates()), "the list is read")
+
+
 def sign_list(
     ca: FactoryCa, *issued: IssuedCertificate, number: int = 1, stale_for: float = 0.0
 ) -> bytes:
@@ -73,6 +79,7 @@ async def test_a_list_that_changes_ends_the_sessions_of_whom_it_names(
     file = tmp_path / "factory.crl"
     file.write_bytes(sign_list(installation.ca))
     trust_with_list(installation, file)
+    await has_read_list(gateway)
     names = ("sensor-1", "sensor-2")
     issued = [installation.ca.issue_device(name) for name in names]
     for name in names:
@@ -101,6 +108,7 @@ async def test_a_list_that_revokes_an_intermediate_ends_all_below_it(
     file = tmp_path / "factory.crl"
     file.write_bytes(sign_list(installation.ca))
     trust_with_list(installation, file)
+    await has_read_list(gateway)
     line, other = (installation.ca.intermediate(name) for name in ("Line 4", "Line 5"))
     below = installation.certificate(line.issue_device("sensor-4"))
     beside = installation.certificate(other.issue_device("sensor-5"))
@@ -126,7 +134,7 @@ async def test_a_list_of_a_stranger_leaves_the_old_one_in_force(
     file.write_bytes(sign_list(installation.ca, revoked))
     trust_with_list(installation, file)
     lists = gateway.gateway.upkeep.lists
-    await until(lambda: bool(lists.next_updates()), "the list is read")
+    await has_read_list(gateway)
 
     replace_file(file, sign_list(FactoryCa.create("Example Factory Root"), good))
     await until(lambda: lists.failures == 1, "the new list is refused")
@@ -147,8 +155,7 @@ async def test_a_stale_list_keeps_devices_out_only_where_the_anchor_says_so(
     file = tmp_path / "factory.crl"
     file.write_bytes(sign_list(installation.ca, stale_for=3600.0))
     trust_with_list(installation, file, mode=mode)
-    lists = gateway.gateway.upkeep.lists
-    await until(lambda: bool(lists.next_updates()), "the list is read")
+    await has_read_list(gateway)
     credential = installation.certificate(installation.ca.issue_device("sensor-1"))
 
     if is_let_in:

@@ -87,6 +87,7 @@ class Revocations:
     `listed` are issuer and serial number, list by list, `serials` and `fingerprints` what commands
     revoked, all as they are remembered; `until` is when each issuer's list becomes stale (Unix
     seconds). If `is_hard`, every certificate of a path needs a list of its issuer that is not.
+    Unless `is_complete`, there is a list that nobody has read yet.
     """
 
     listed: tuple[frozenset[bytes], ...] = ()
@@ -94,6 +95,7 @@ class Revocations:
     fingerprints: frozenset[bytes] = frozenset()
     until: Mapping[bytes, float] = field(default_factory=dict)
     is_hard: bool = False
+    is_complete: bool = True
 
     @classmethod
     def gather(
@@ -103,6 +105,7 @@ class Revocations:
         serials: Iterable[tuple[bytes, bytes]] = (),
         fingerprints: Iterable[bytes] = (),
         is_hard: bool = False,
+        is_complete: bool = True,
     ) -> Revocations:
         """Put together lists, the newest of each issuer, and what commands revoked.
 
@@ -126,11 +129,14 @@ class Revocations:
             fingerprints=frozenset(each[:MARK_PART_LENGTH] for each in fingerprints),
             until={issuer_mark(each.issuer): each.next_update for each in in_force.values()},
             is_hard=is_hard,
+            is_complete=is_complete,
         )
 
     def __bool__(self) -> bool:
         """Whether there is anything to ask."""
-        return bool(self.listed or self.serials or self.fingerprints or self.is_hard)
+        return not self.is_complete or bool(
+            self.listed or self.serials or self.fingerprints or self.is_hard
+        )
 
     def covers(self, path: bytes) -> bool:
         """Whether any certificate of a path (`Identity.path`) is revoked."""
@@ -150,6 +156,9 @@ class Revocations:
         if self.covers(path):
             which = "the device's certificate" if self.covers(path[:MARK_LENGTH]) else "its issuer"
             raise Refused(Reason.REVOKED, which)
+        if not self.is_complete:
+            # Not even `soft`: what was never read may name this one.
+            raise Refused(Reason.UNAVAILABLE, "a revocation list could not be read yet")
         if not self.is_hard:
             return
         for each in _marks(path):
