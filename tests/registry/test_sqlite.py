@@ -23,10 +23,12 @@ from coapgate.registry.base import (
     Change,
     RevokedCertificate,
 )
+from coapgate.registry.batches import MAX_ACTIVE_BATCHES
 from coapgate.registry.sqlite import SqliteRegistry
 from coapgate.registry.vault import Vault
 from tests.registry.conftest import open_sqlite
 from tests.registry.values import DEFAULT, FACTORY, KEY_1, KEY_2, SENSOR_1, SENSOR_2
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -380,7 +382,7 @@ async def test_a_backup_is_promoted_once_over_four_processes(tmp_path: Path) -> 
             gateway.close()
 
 
-async def test_a_known_identity_costs_one_statement_and_a_stranger_one_look_more(
+async def test_every_identity_costs_one_statement_whether_it_is_known_or_not(
     sqlite: SqliteRegistry,
 ) -> None:
     sqlite.add_batch(Batch(0, "line-1", DEFAULT, "acme-", "", max_devices=3), KEY_2)
@@ -391,11 +393,65 @@ async def test_a_known_identity_costs_one_statement_and_a_stranger_one_look_more
     statements: list[str] = []
     sqlite._reader.set_trace_callback(statements.append)
 
-    for identity in (b"sensor-1", b"acme-1", b"acme-2", b"stranger"):
+    for number, identity in enumerate((b"sensor-1", b"acme-1", b"acme-2", b"stranger")):
         statements.clear()
         await sqlite.find_psk(identity)
-        look = [] if identity in (b"sensor-1", b"acme-1") else ["PRAGMA data_version"]
-        assert statements[1:] == look  # whether it fits a batch or none
+        assert len(statements) == 1
+
+        sqlite.add_device(Device(DEFAULT, DeviceId(f"other-{number}")))
+        statements.clear()
+        await sqlite.find_psk(identity)
+        assert len(statements) == 1  # and whatever others have written
+
+
+async def test_batches_that_changed_are_read_by_whoever_comes_next(
+    sqlite: SqliteRegistry,
+) -> None:
+    sqlite.add_psk(DEFAULT, SENSOR_1, b"sensor-1", KEY_1, create_device=True)
+    statements: list[str] = []
+    for number, identity in enumerate((b"sensor-1", b"stranger", b"batch-2-1")):
+        sqlite.add_batch(Batch(0, f"line-{number}", DEFAULT, f"batch-{number}-", "", 3), KEY_2)
+        sqlite._reader.set_trace_callback(statements.append)
+        statements.clear()
+        await sqlite.find_psk(identity)
+        await sqlite.find_psk(identity)
+        assert len(statements) == 3
+        sqlite._reader.set_trace_callback(None)
+
+
+async def test_no_more_than_a_thousand_batches_are_active(sqlite: SqliteRegistry) -> None:
+    sqlite.add_batch(Batch(0, "line-0", DEFAULT, "0-", "", 3), KEY_2)
+    sqlite._writer.executemany(
+        "INSERT INTO batch (tenant, name, prefix, secret, max_devices, added_at)"
+        " VALUES ('default', ?, ?, (SELECT secret FROM batch), 3, 0)",
+        ((f"line-{number}", f"{number}-") for number in range(1, MAX_ACTIVE_BATCHES)),
+    )
+    with pytest.raises(RegistryError, match="1000 batches are active"):
+        sqlite.add_batch(Batch(0, "line-x", DEFAULT, "x-", "", 3), KEY_2)
+
+    sqlite.revoke_batch("line-7")
+    sqlite.add_batch(Batch(0, "line-x", DEFAULT, "x-", "", 3), KEY_2)
+
+
+async def test_a_write_that_has_begun_is_waited_for_by_whoever_is_cancelled(
+    tmp_path: Path,
+) -> None:
+    with open_sqlite(tmp_path) as gateway, open_sqlite(tmp_path) as other:
+        other.add_psk(DEFAULT, SENSOR_1, b"a", KEY_1, create_device=True)
+        backup = other.add_psk(DEFAULT, SENSOR_1, b"a", KEY_2, state=PskState.BACKUP)
+        other._writer.execute("BEGIN IMMEDIATE")
+        begun = asyncio.ensure_future(gateway.promote(backup.number, 60.0))
+        queued = asyncio.ensure_future(gateway.promote(backup.number, 60.0))
+        await until(gateway._lock.locked, "the write has begun")
+
+        begun.cancel()
+        queued.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await queued  # nothing was written for it, and nothing will be
+        other._writer.execute("ROLLBACK")
+
+        assert await begun
+        assert not await gateway.promote(backup.number, 60.0)
 
 
 def test_the_schema_itself_gives_an_identity_one_device(

@@ -164,8 +164,14 @@ def show(
         batch = registry.get_batch(name)
         entries = registry.batch_psks(name)
         if as_json:
-            output.document(_describe(batch) | {"psks": [describe_psk(entry) for entry in entries]})
+            lists: dict[str, output.Value] = {
+                "psks": [describe_psk(entry) for entry in entries],
+                "removed": [render_identity(each) for each in registry.removed_identities(name)],
+            }
+            output.document(_describe(batch) | lists)
             return
+        gone = registry.removed_identities(name)
+        removed = [(render_identity(each),) for each in islice(gone, limit or None)]
         rows = [
             (
                 f"psk-{entry.number}",
@@ -177,7 +183,7 @@ def show(
             )
             for entry in islice(entries, limit or None)
         ]
-        is_cut = next(entries, None) is not None
+        is_cut = next(entries, None) is not None or next(gone, None) is not None
     move = "as long as the batch"
     if batch.move_time is not None:
         move = f"for {batch.move_time / 86_400:g} days after first contact"
@@ -197,8 +203,28 @@ def show(
     if rows:
         output.say("")
         output.table(("KEY", "DEVICE", "IDENTITY", "STATE", "VALID", "FIRST CONTACT"), rows)
+    if removed:
+        output.say("")
+        output.table(("REMOVED",), removed)
     if is_cut:
         output.hint("there are more: --limit 0 shows all")
+
+
+@app.command()
+def restore(
+    config: ConfigFile,
+    identity: Annotated[
+        str, typer.Option("--identity", metavar="TEXT", help="As `batch show` has it.")
+    ],
+) -> None:
+    """Let a removed device of a batch come back by its derived key.
+
+    Until then its identity is refused, and counts as a device of the batch.
+    """
+    octets = parse_identity(identity)
+    with open_registry(config) as registry:
+        name = registry.restore_identity(octets)
+    output.say(f"identity {render_identity(octets)!r} of batch {name!r} may come back")
 
 
 @app.command()

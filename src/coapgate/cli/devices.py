@@ -188,17 +188,14 @@ def remove(device: DeviceName, config: ConfigFile, tenant: TenantName = DEFAULT_
     name = parse_tenant(tenant), parse_device(device)
     with open_registry(config) as registry:
         anchors = {pair.anchor for pair in registry.certificates(*name)}
-        batches = {psk.batch for psk in registry.psks(*name)}
+        identities = {psk.identity for psk in registry.psks(*name)}
         registry.remove_device(*name)
         again = [
             f"anchor {anchor.name!r}"
             for anchor in registry.anchors_all()
             if anchor.auto_provision and anchor.name in anchors
-        ] + [
-            f"batch {batch.name!r}"
-            for batch in registry.batches()
-            if batch.state == "active" and batch.name in batches
         ]
+        kept = {each: registry.find_removed(each) for each in sorted(identities)}
     output.say(f"removed {_name(Device(*name))} and its credentials")
     output.hint(_SESSION_ENDS)
     for creator in again:
@@ -206,6 +203,13 @@ def remove(device: DeviceName, config: ConfigFile, tenant: TenantName = DEFAULT_
             f"{creator} creates it again when it connects; "
             "`coapgate device disable` would have kept it out"
         )
+    for identity, batch in kept.items():
+        if batch is not None:
+            shown = render_identity(identity)
+            output.hint(
+                f"its identity {shown!r} stays refused: `coapgate batch restore --identity "
+                f"{shown}` would let batch {batch!r} create it again"
+            )
 
 
 @app.command()

@@ -115,6 +115,14 @@ def rotate(
             help="The PSK identity of the next key; if not given, that of the newest active one.",
         ),
     ] = None,
+    follows: Annotated[
+        str | None,
+        typer.Option(
+            "--follows",
+            metavar="TEXT",
+            help="The PSK identity whose keys it replaces, for a device that has several.",
+        ),
+    ] = None,
     key: Key = None,
     key_file: KeyFile = None,
     generate: Generate = False,
@@ -126,26 +134,32 @@ def rotate(
 ) -> None:
     """Give a device its next key: a backup, until the device uses it.
 
-    From its first handshake by that key on, it is the device's active one. The keys before it are
-    retiring: good for `psk.grace_time` more, then refused. A device that never switches goes on as
-    it is. A key is made unless one is given.
+    From its first handshake by that key on, it is the device's active one. The keys that it follows
+    are retiring: good for `psk.grace_time` more, then refused; those of other identities that the
+    device has stay. A device that never switches goes on as it is. A key is made unless one is
+    given.
     """
     name = parse_tenant(tenant), parse_device(device)
     is_made = generate or (key is None and key_file is None)
     secret = Source(key, key_file, is_made, allow_weak, GENERATED_LENGTH).read()
     octets = None if identity is None else parse_identity(identity)
     with open_registry(config) as registry:
-        followed = _followed(registry, *name)
+        active = _active(registry, *name)
         added = registry.add_psk(
             *name,
-            followed[-1].identity if octets is None else octets,
+            active[-1].identity if octets is None else octets,
             secret,
             state=PskState.BACKUP,
+            follows=None if follows is None else parse_identity(follows),
             not_before=parse_optional_time(not_before),
             not_after=parse_optional_time(not_after),
             allow_weak=allow_weak,
         )
-    numbers = [f"psk-{entry.number}" for entry in followed]
+    numbers = [
+        f"psk-{entry.number}"
+        for entry in active
+        if added.follows in (entry.identity, entry.follows)
+    ]
     if as_json:
         shown = {"key": render_key(secret)} if is_made else {}
         output.document(describe_psk(added) | {"follows": numbers} | shown)
@@ -243,7 +257,7 @@ def list_(
         output.hint("there are more: --limit 0 shows all")
 
 
-def _followed(registry: SqliteRegistry, tenant: Tenant, device: DeviceId) -> list[PskEntry]:
+def _active(registry: SqliteRegistry, tenant: Tenant, device: DeviceId) -> list[PskEntry]:
     """The active keys of a device, at least one. Raises RegistryError."""
     registry.get_device(tenant, device)
     entries = registry.psks(tenant, device)

@@ -21,8 +21,8 @@ from coapgate.model import (
     TrustAnchor,
     is_name,
 )
-from coapgate.registry.base import MAX_REVOKED_CERTIFICATES, BadLine
-from coapgate.registry.batches import MAX_BATCH_DEVICES, parse_pattern
+from coapgate.registry.base import MAX_REVOKED_CERTIFICATES, BadLine, PskEntry
+from coapgate.registry.batches import MAX_ACTIVE_BATCHES, MAX_BATCH_DEVICES, parse_pattern
 from coapgate.registry.psk import render_identity
 
 MAX_LABELS = 32
@@ -152,6 +152,56 @@ def batches_overlap(batch: Batch, other: Batch) -> AlreadyExists:
 
 def batch_revoked(name: str) -> NotFound:
     return NotFound(f"batch {name!r} was revoked", "its devices need keys of their own")
+
+
+def too_many_batches() -> RegistryError:
+    return RegistryError(
+        f"{MAX_ACTIVE_BATCHES} batches are active; no more may be",
+        "`coapgate batch revoke` one whose devices have keys of their own, or are gone",
+    )
+
+
+def identity_removed(identity: bytes) -> NotFound:
+    return NotFound(
+        f"identity {render_identity(identity)!r} is that of a removed device",
+        f"`coapgate batch restore --identity {render_identity(identity)}` lets it come back",
+    )
+
+
+def identity_not_removed(identity: bytes) -> NotFound:
+    return NotFound(
+        f"no removed device had the identity {render_identity(identity)!r}",
+        "`coapgate batch show NAME` says which have been removed",
+    )
+
+
+def check_follows(active: Sequence[bytes], entry: PskEntry) -> bytes:
+    """The identity whose keys a backup replaces: as it says, its own, or the only one there is.
+
+    `active` are the identities of its device's active keys. Raises RegistryError.
+    """
+    if entry.follows is not None:
+        if entry.follows not in active:
+            raise nothing_to_follow(entry.follows, entry.device)
+        return entry.follows
+    if entry.identity in active:
+        return entry.identity
+    if not active:
+        raise nothing_to_rotate(entry.tenant, entry.device)
+    if len(set(active)) > 1:
+        shown = ", ".join(render_identity(each) for each in dict.fromkeys(active))
+        raise RegistryError(
+            f"device {entry.device!r} has active keys of several identities: {shown}",
+            "--follows says which of them the next key replaces; the others stay as they are",
+        )
+    return active[0]
+
+
+def nothing_to_follow(identity: bytes, device: DeviceId) -> RegistryError:
+    return RegistryError(
+        f"device {device!r} has no active key of identity {render_identity(identity)!r}",
+        f"`coapgate psk list {device}` shows those it has",
+    )
 
 
 def batch_full(name: str, max_devices: int) -> BatchFull:

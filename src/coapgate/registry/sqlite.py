@@ -158,14 +158,18 @@ class SqliteRegistry:
 
     async def find_psk(self, identity: bytes) -> tuple[PskCredential, ...]:
         try:
-            rows = self._cursor.execute(reading.PSKS_OF_IDENTITY, (identity,)).fetchall()
+            rows = self._cursor.execute(reading.LOOK_UP, (identity,)).fetchall()
         except sqlite3.Error as error:
             raise schema.unavailable(error, self._path) from error
+        version, is_removed, number = rows[0][:3]
+        self._snapshot.see_batches(version)
         try:
-            if not rows:
+            if number is None:
                 derived = self._snapshot.derive(identity)
-                return () if derived is None else (derived.credential(identity),)
-            return tuple([self._credential(identity, *row) for row in rows])
+                if derived is None or is_removed:
+                    return ()
+                return (derived.credential(identity),)
+            return tuple([self._credential(identity, *row[2:]) for row in rows])
         except RegistryError as error:  # the key file, or a row that was tampered with
             raise RegistryUnavailable(str(error), error.hint) from error
 
@@ -276,6 +280,7 @@ class SqliteRegistry:
 
     def remove_device(self, tenant: Tenant, device: DeviceId) -> None:
         with self._writing() as connection:
+            batch_rows.keep_identities(connection, tenant, device)
             writing.remove_device(connection, tenant, device)
 
     def enable_device(self, tenant: Tenant, device: DeviceId, *, enabled: bool) -> None:
@@ -299,6 +304,7 @@ class SqliteRegistry:
         *,
         create_device: bool = False,
         state: PskState = PskState.ACTIVE,
+        follows: bytes | None = None,
         not_before: float | None = None,
         not_after: float | None = None,
         allow_weak: bool = False,
@@ -308,7 +314,9 @@ class SqliteRegistry:
         psk.check_identity(identity)
         psk.check_key(secret, allow_weak=allow_weak)
         now = self._wall()
-        entry = PskEntry(0, tenant, device, identity, str(state), now, not_before, not_after)
+        entry = PskEntry(
+            0, tenant, device, identity, str(state), now, not_before, not_after, follows=follows
+        )
         with self._writing() as connection:
             return rotation.add_psk(
                 connection, self._vault, entry, secret, create_device=create_device
@@ -346,6 +354,18 @@ class SqliteRegistry:
     def revoke_batch(self, name: str) -> Batch:
         with self._writing() as connection:
             return batch_rows.revoke(connection, name)
+
+    def removed_identities(self, name: str) -> Iterator[bytes]:
+        with self._reading() as connection:
+            yield from batch_rows.removed(connection, batch_rows.get(connection, name).number)
+
+    def find_removed(self, identity: bytes) -> str | None:
+        with self._reading() as connection:
+            return batch_rows.find_removed(connection, identity)
+
+    def restore_identity(self, identity: bytes) -> str:
+        with self._writing() as connection:
+            return batch_rows.restore(connection, identity)
 
     def psks(
         self, tenant: Tenant | None = None, device: DeviceId | None = None
@@ -477,8 +497,16 @@ class SqliteRegistry:
         )
 
     async def _in_thread(self, call: Callable[..., _T], *arguments: object) -> _T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, call, *arguments)
+        """Run a write in the thread. One that has begun is waited for, `write_timeout` at most,
+        also by whoever is cancelled: it may end well, and its caller has to tell of it then."""
+        begun = self._thread.submit(call, *arguments)
+        written = asyncio.wrap_future(begun)
+        try:
+            return await asyncio.shield(written)
+        except asyncio.CancelledError:
+            if begun.cancel():
+                raise
+            return await written
 
     def _promote(self, number: int, grace_time: float) -> bool:
         with self._writing() as connection:
