@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -236,6 +236,13 @@ class Authentication:
         if reason is not None:
             raise Refused(reason, proven=(identity.tenant, identity.device, identity.credential))
         return identity
+
+    async def see_revoked(self) -> Callable[[Identity], bool]:
+        """As `Certification.see_revoked`. Raises Refused (unavailable)."""
+        try:
+            return await self._certification.see_revoked()
+        except RegistryError as error:
+            raise unavailable(error) from error
 
     async def _review_psk(self, identity: Identity, wall: float) -> tuple[Identity, Reason | None]:
         match = _PSK.fullmatch(identity.credential)

@@ -81,6 +81,7 @@ class Pump:
             LiveAssociations(self.server, sessions),
             authentication.review,
             self.end,
+            see_revoked=authentication.see_revoked,
             clock_skew=authentication.clock_skew,
             window=settings.handshake.handshake_timeout + settings.handshake.auth_timeout,
         )

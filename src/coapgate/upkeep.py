@@ -6,10 +6,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from coapgate.authentication import Authentication
-from coapgate.errors import RegistryError
+from coapgate.errors import Refused, RegistryError
 from coapgate.following import Following
 from coapgate.logs import Seldom
 from coapgate.pki.revocation import RevocationList
@@ -56,6 +57,10 @@ class Upkeep:
         """Know what the registry and the files say now. Raises RegistryError."""
         self.following.begin()
         await self.lists.look()
+        with suppress(
+            Refused
+        ):  # whoever comes will ask again: it is done here since it may be long
+            await self._authentication.see_revoked()
 
     async def run(self) -> None:
         """Go on until cancelled."""
@@ -88,4 +93,4 @@ class Upkeep:
 
     def _use_lists(self, key_id: bytes, lists: Mapping[str, tuple[RevocationList, ...]]) -> None:
         self._authentication.use_lists(key_id, lists)
-        self._reviews.concern_anchor(key_id, time.monotonic())
+        self._reviews.concern_revoked(time.monotonic())

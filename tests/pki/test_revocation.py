@@ -22,11 +22,11 @@ from coapgate.pki.revocation import (
     MAX_AUTHORITIES,
     RevocationList,
     Revocations,
-    issuer_mark,
     key_id_of,
     load_lists,
     parse_lists,
 )
+from coapgate.pki.revoked import Singly, issuer_mark
 from tests.peers import require
 
 WALL = 1_800_000_000.0
@@ -73,6 +73,12 @@ def revoking(*certificates: bytes, by: FactoryCa = ROOT) -> Revocations:
     """What the gateway knows once it has read the list of `by`."""
     signed = by.sign_list(dict.fromkeys(map(serial_of, certificates), WALL))
     return Revocations.gather(parse_lists(pem(signed) + by.certificate_pem, ANCHOR, WALL))
+
+
+def by_command(key_id: bytes = ANCHOR.key_id, **revoked: bytes) -> Revocations:
+    singly = Singly()
+    singly.add(key_id, **revoked)
+    return Revocations.gather(singly=singly)
 
 
 # --- whom a list concerns
@@ -138,17 +144,31 @@ def test_a_command_revokes_by_fingerprint_or_serial_number() -> None:
     serial = serial_of(device.chain[0]).to_bytes(20, "big")
     issuer = issuer_mark(key_id_of(FACTORY.certificate))
 
-    for revocations in (
-        Revocations.gather(fingerprints=[fingerprint]),
-        Revocations.gather(fingerprints=[fingerprint[:16]]),
-        Revocations.gather(serials=[(b"", serial)]),
-        Revocations.gather(serials=[(b"", serial.lstrip(b"\0"))]),
-        Revocations.gather(serials=[(issuer, serial)]),
+    for revoked in (
+        {"fingerprint": fingerprint},
+        {"fingerprint": fingerprint[:16]},
+        {"serial": serial},
+        {"serial": serial.lstrip(b"\0")},
+        {"serial": serial, "issuer": issuer},
     ):
+        revocations = by_command(**revoked)
         assert refusal(revocations, path_of(device.chain)) is Reason.REVOKED
         assert refusal(revocations, path_of(other.chain)) is None
-    elsewhere = Revocations.gather(serials=[(issuer_mark(ANCHOR.key_id), serial)])
+    elsewhere = by_command(serial=serial, issuer=issuer_mark(ANCHOR.key_id))
     assert refusal(elsewhere, path_of(device.chain)) is None
+
+
+def test_what_a_command_revokes_below_an_intermediate_is_so_below_its_root_too() -> None:
+    device = FACTORY.issue_device("b")
+    serial = serial_of(device.chain[0]).to_bytes(20, "big")
+
+    below_factory = by_command(key_id_of(FACTORY.certificate), serial=serial)
+
+    assert refusal(below_factory, path_of(device.chain)) is Reason.REVOKED
+    # The intermediate is not below itself.
+    own = serial_of(FACTORY.chain[0]).to_bytes(20, "big")
+    above = by_command(key_id_of(FACTORY.certificate), serial=own)
+    assert refusal(above, path_of(device.chain)) is None
 
 
 def test_a_command_revokes_an_intermediate_too() -> None:
@@ -156,9 +176,7 @@ def test_a_command_revokes_an_intermediate_too() -> None:
     (intermediate,) = FACTORY.chain
     serial = serial_of(intermediate).to_bytes(20, "big")
 
-    assert refusal(Revocations.gather(serials=[(b"", serial)]), path_of(device.chain)) is (
-        Reason.REVOKED
-    )
+    assert refusal(by_command(serial=serial), path_of(device.chain)) is Reason.REVOKED
 
 
 def test_without_anything_there_is_nothing_to_ask() -> None:

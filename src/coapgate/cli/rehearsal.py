@@ -97,6 +97,9 @@ class _DryRegistry:
     async def anchors(self) -> tuple[TrustAnchor, ...]:
         return await self._registry.anchors()
 
+    async def disabled_anchors(self) -> frozenset[bytes]:
+        return await self._registry.disabled_anchors()
+
     async def revoked_certificates(self) -> tuple[RevokedCertificate, ...]:
         return await self._registry.revoked_certificates()
 

@@ -27,6 +27,7 @@ from coapgate.errors import CertificateError, Reason, Refused
 from coapgate.model import MARK_LENGTH, MARK_PART_LENGTH, TrustAnchor
 from coapgate.pki.certificates import judge_certificate, judge_issuer, read_statements
 from coapgate.pki.keys import UNREADABLE, PublicKey, is_signed_by, signature_fault
+from coapgate.pki.revoked import LISTED, Singly, issuer_mark, serial_mark
 
 MAX_LIST_SIZE = 64 << 20
 """Octets of a file: more than a million entries."""
@@ -37,9 +38,6 @@ MAX_AUTHORITIES = 64
 MAX_SKEW = 300.0
 """Seconds by which the clock of whoever signs lists may be ahead."""
 
-_LISTED = 2 * MARK_PART_LENGTH
-"""Octets by which a list tells a certificate: its issuer, its serial number."""
-
 _BLOCKS = re.compile(
     rb"-----BEGIN (X509 CRL|CERTIFICATE)-----.*?-----END \1-----", re.DOTALL | re.ASCII
 )
@@ -47,12 +45,7 @@ _BLOCKS = re.compile(
 
 def mark(certificate: x509.Certificate, fingerprint: bytes) -> bytes:
     """How a certificate is remembered, all but its issuer: 16 octets."""
-    return _serial_mark(certificate.serial_number) + fingerprint[:MARK_PART_LENGTH]
-
-
-def issuer_mark(key_id: bytes) -> bytes:
-    """How an issuer is remembered, of the SHA-256 of its key: 8 octets."""
-    return key_id[:MARK_PART_LENGTH]
+    return serial_mark(certificate.serial_number) + fingerprint[:MARK_PART_LENGTH]
 
 
 def key_id_of(certificate: x509.Certificate) -> bytes:
@@ -79,21 +72,22 @@ class RevocationList:
     next_update: float
     revoked: frozenset[bytes] = field(repr=False)
 
+    def is_newer(self, other: RevocationList) -> bool:
+        """Whether its authority issued it after another one of its own."""
+        return (self.number, self.this_update) > (other.number, other.this_update)
+
 
 @dataclass(frozen=True, slots=True)
 class Revocations:
     """All that is revoked below one anchor, ready to be asked.
 
-    `listed` are issuer and serial number, list by list, `serials` and `fingerprints` what commands
-    revoked, all as they are remembered; `until` is when each issuer's list becomes stale (Unix
-    seconds). If `is_hard`, every certificate of a path needs a list of its issuer that is not.
+    `lists` are those in force, by their issuer as it is remembered; `singly` is what commands
+    revoked. If `is_hard`, every certificate of a path needs a list of its issuer that is not stale.
     Unless `is_complete`, there is a list that nobody has read yet.
     """
 
-    listed: tuple[frozenset[bytes], ...] = ()
-    serials: frozenset[bytes] = frozenset()
-    fingerprints: frozenset[bytes] = frozenset()
-    until: Mapping[bytes, float] = field(default_factory=dict)
+    lists: Mapping[bytes, RevocationList] = field(default_factory=dict)
+    singly: Singly = field(default_factory=Singly)
     is_hard: bool = False
     is_complete: bool = True
 
@@ -101,51 +95,33 @@ class Revocations:
     def gather(
         cls,
         lists: Iterable[RevocationList] = (),
+        singly: Singly | None = None,
         *,
-        serials: Iterable[tuple[bytes, bytes]] = (),
-        fingerprints: Iterable[bytes] = (),
         is_hard: bool = False,
         is_complete: bool = True,
     ) -> Revocations:
-        """Put together lists, the newest of each issuer, and what commands revoked.
-
-        `serials` are each the first 8 octets of the SHA-256 of the issuer's key, or empty for
-        whoever, and the serial number, big-endian; `fingerprints` have 8 octets or more.
-        """
+        """Put together lists, the newest of each issuer, and what commands revoked."""
         in_force: dict[bytes, RevocationList] = {}
         for each in lists:
-            known = in_force.get(each.issuer)
-            if known is None or (each.number, each.this_update) > (known.number, known.this_update):
-                in_force[each.issuer] = each
-        marks = [
-            (issuer, _serial_mark(int.from_bytes(serial, "big"))) for issuer, serial in serials
-        ]
-        by_command = frozenset(issuer + serial for issuer, serial in marks if issuer)
-        # Not put into one: a list may have a million entries.
-        sets = (by_command, *(each.revoked for each in in_force.values()))
-        return cls(
-            listed=tuple(each for each in sets if each),
-            serials=frozenset(serial for issuer, serial in marks if not issuer),
-            fingerprints=frozenset(each[:MARK_PART_LENGTH] for each in fingerprints),
-            until={issuer_mark(each.issuer): each.next_update for each in in_force.values()},
-            is_hard=is_hard,
-            is_complete=is_complete,
-        )
+            issuer = issuer_mark(each.issuer)
+            known = in_force.get(issuer)
+            if known is None or each.is_newer(known):
+                in_force[issuer] = each
+        return cls(in_force, Singly() if singly is None else singly, is_hard, is_complete)
 
     def __bool__(self) -> bool:
         """Whether there is anything to ask."""
-        return not self.is_complete or bool(
-            self.listed or self.serials or self.fingerprints or self.is_hard
-        )
+        return bool(self.lists or self.singly or self.is_hard or not self.is_complete)
 
     def covers(self, path: bytes) -> bool:
         """Whether any certificate of a path (`Identity.path`) is revoked."""
-        return any(
-            any(each[:_LISTED] in listed for listed in self.listed)
-            or each[MARK_PART_LENGTH:_LISTED] in self.serials
-            or each[_LISTED:] in self.fingerprints
-            for each in _marks(path)
-        )
+        lists = self.lists
+        if lists:
+            for at in range(0, len(path), MARK_LENGTH):
+                found = lists.get(path[at : at + MARK_PART_LENGTH])
+                if found is not None and path[at : at + LISTED] in found.revoked:
+                    return True
+        return self.singly.covers(path)
 
     def judge(self, path: bytes, wall: float) -> None:
         """Whether a path may be believed by a handshake; `wall` is Unix seconds.
@@ -161,11 +137,11 @@ class Revocations:
             raise Refused(Reason.UNAVAILABLE, "a revocation list could not be read yet")
         if not self.is_hard:
             return
-        for each in _marks(path):
-            until = self.until.get(each[:MARK_PART_LENGTH])
-            if until is None:
+        for at in range(0, len(path), MARK_LENGTH):
+            found = self.lists.get(path[at : at + MARK_PART_LENGTH])
+            if found is None:
                 raise Refused(Reason.UNAVAILABLE, "an issuer has no revocation list here")
-            if wall > until:
+            if wall > found.next_update:
                 raise Refused(Reason.UNAVAILABLE, "an issuer's revocation list is stale")
 
 
@@ -325,7 +301,7 @@ def _judge(
         number,
         this_update,
         next_update.timestamp(),
-        frozenset(prefix + _serial_mark(entry.serial_number) for entry in given),
+        frozenset(prefix + serial_mark(entry.serial_number) for entry in given),
     )
 
 
@@ -341,14 +317,6 @@ def _has_signed(authority: x509.Certificate, given: x509.CertificateRevocationLi
         return given.is_signature_valid(key)
     except (TypeError, ValueError, UnsupportedAlgorithm):
         return False
-
-
-def _marks(path: bytes) -> list[bytes]:
-    return [path[at : at + MARK_LENGTH] for at in range(0, len(path), MARK_LENGTH)]
-
-
-def _serial_mark(serial: int) -> bytes:
-    return hashlib.sha256(b"%x" % serial).digest()[:MARK_PART_LENGTH]
 
 
 def _name(name: x509.Name) -> str:

@@ -192,10 +192,17 @@ class Registry(Protocol):
         The same tuple as before while nothing has changed.
         """
 
+    async def disabled_anchors(self) -> frozenset[bytes]:
+        """The key ids of trust anchors that are disabled, as new as the last answer of `anchors`.
+
+        The same set as before while nothing has changed.
+        """
+
     async def revoked_certificates(self) -> tuple[RevokedCertificate, ...]:
         """Those revoked one by one, at least as new as the last answer of `anchors`.
 
-        The same tuple as before while nothing has changed.
+        In order of revocation. The same tuple as before while nothing has changed; where some were
+        added and none was restored, the same objects are in it, and the new ones behind them.
         """
 
     def note_use(self, key_id: bytes, value: str) -> None:
@@ -345,8 +352,13 @@ class Administration(Protocol):
     def get_anchor(self, name: str) -> TrustAnchor:
         """Raises NotFound."""
 
-    def set_anchor_state(self, name: str, state: AnchorState) -> TrustAnchor:
-        """Raises NotFound."""
+    def set_anchor_state(
+        self, name: str, state: AnchorState, *, was: TrustAnchor | None = None
+    ) -> TrustAnchor:
+        """Only if it has the key and the state that it `was` read with, if that is given.
+
+        Raises NotFound, RegistryError if it is another by now.
+        """
 
     def change_anchor(self, anchor: TrustAnchor) -> None:
         """Let an anchor's provisioning, labels, limits, lists and certificate be these.
@@ -390,6 +402,9 @@ class Administration(Protocol):
         Raises NotFound without the device or the anchor, AlreadyExists if they speak for another
         device, RegistryError if the anchor serves another tenant.
         """
+
+    def distrust(self, tenant: Tenant, device: DeviceId, anchor: str, value: str) -> None:
+        """Take back `trust`. Raises NotFound if certificates with `value` do not speak for it."""
 
     def certificates(self, tenant: Tenant, device: DeviceId) -> tuple[CertificateEntry, ...]:
         """The certificate values that speak for a device."""

@@ -36,10 +36,12 @@ def revoked_version(connection: Connection) -> tuple[int, int]:
     return version
 
 
-def revoked(connection: Connection) -> tuple[RevokedCertificate, ...]:
+def revoked(connection: Connection, after: int = 0) -> tuple[RevokedCertificate, ...]:
+    """Those with a number above `after`, in order."""
     rows = connection.execute(
         "SELECT key_id, serial, issuer, fingerprint, added_at FROM revoked_certificate"
-        " ORDER BY number"
+        " WHERE number > ? ORDER BY number",
+        (after,),
     )
     return tuple(RevokedCertificate(*row) for row in rows)
 

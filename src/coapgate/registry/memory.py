@@ -70,6 +70,7 @@ class MemoryRegistry:
         self._batches: dict[str, tuple[Batch, bytes]] = {}
         self._removed: dict[bytes, str] = {}  # identities, and the names of their batches
         self._believed: tuple[TrustAnchor, ...] = ()
+        self._disabled: frozenset[bytes] = frozenset()
         self._revoked: tuple[RevokedCertificate, ...] = ()
         self._uses: dict[tuple[bytes, str], float] = {}
         self._used_at: dict[tuple[bytes, str], float] = {}
@@ -197,6 +198,14 @@ class MemoryRegistry:
                 identity = key.credential.identity
                 counts[identity] = counts.get(identity, 0) + 1
         return max(counts.values(), default=1)
+
+    async def disabled_anchors(self) -> frozenset[bytes]:
+        disabled = frozenset(
+            a.key_id for a in self.anchors_all() if a.state == AnchorState.DISABLED
+        )
+        if disabled != self._disabled:
+            self._disabled = disabled
+        return self._disabled
 
     async def revoked_certificates(self) -> tuple[RevokedCertificate, ...]:
         return self._revoked
@@ -429,8 +438,11 @@ class MemoryRegistry:
             raise refusals.anchor_not_found(name)
         return anchor
 
-    def set_anchor_state(self, name: str, state: AnchorState) -> TrustAnchor:
+    def set_anchor_state(
+        self, name: str, state: AnchorState, *, was: TrustAnchor | None = None
+    ) -> TrustAnchor:
         anchor = self.get_anchor(name)
+        refusals.check_anchor_is(anchor, was)
         if anchor.state != state:
             self._anchors[name] = replace(anchor, state=state)
             self._log("anchor", key_id=anchor.key_id)
@@ -513,6 +525,15 @@ class MemoryRegistry:
             self.add_device(Device(tenant, device))
         self._pairs[found.key_id, value] = (tenant, device)
         return owner is None
+
+    def distrust(self, tenant: Tenant, device: DeviceId, anchor: str, value: str) -> None:
+        found = self.get_anchor(anchor)
+        pair = (found.key_id, found.pair_value(tenant, value))
+        if self._pairs.get(pair) != (tenant, device):
+            raise refusals.value_not_trusted(anchor, value, device)
+        del self._pairs[pair]
+        self._used_at.pop(pair, None)
+        self._changed(self._get(tenant, device).device)
 
     def certificates(self, tenant: Tenant, device: DeviceId) -> tuple[CertificateEntry, ...]:
         names = {anchor.key_id: anchor.name for anchor in self._anchors.values()}

@@ -48,6 +48,7 @@ class Snapshot:
         self._book = BatchBook()
         self._book_version = -1
         self._book_fault: RegistryError | None = None
+        self._disabled: frozenset[bytes] = frozenset()
         self._revoked: tuple[RevokedCertificate, ...] = ()
         self._revoked_version = (0, 0)
         self._changes_version = -1
@@ -57,6 +58,12 @@ class Snapshot:
         """Those that may be believed, as they are now."""
         self._refresh()
         return self._anchors
+
+    def disabled(self) -> frozenset[bytes]:
+        """The key ids of anchors that are disabled, as they were when somebody asked for these."""
+        if self._seen_version < 0:
+            self._refresh()
+        return self._disabled
 
     def revoked(self) -> tuple[RevokedCertificate, ...]:
         """As they were when somebody asked for the anchors."""
@@ -134,8 +141,14 @@ class Snapshot:
         believed = tuple(anchor for anchor in anchors if anchor.state == AnchorState.ACTIVE)
         if believed != self._anchors:
             self._anchors = believed
+        disabled = frozenset(a.key_id for a in anchors if a.state == AnchorState.DISABLED)
+        if disabled != self._disabled:
+            self._disabled = disabled
         self._max_keys = reading.max_keys_per_identity(self._reader)
         revoked_version = changes.revoked_version(self._reader)
         if revoked_version != self._revoked_version:
-            self._revoked = changes.revoked(self._reader)
+            more = changes.revoked(self._reader, self._revoked_version[1])
+            # There may be 100,000: all are read again only if one of them was restored.
+            is_longer = len(self._revoked) + len(more) == revoked_version[0]
+            self._revoked = self._revoked + more if is_longer else changes.revoked(self._reader)
             self._revoked_version = revoked_version

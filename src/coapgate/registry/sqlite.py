@@ -218,6 +218,9 @@ class SqliteRegistry:
     def max_keys_per_identity(self) -> int:
         return self._snapshot.max_keys()
 
+    async def disabled_anchors(self) -> frozenset[bytes]:
+        return self._snapshot.disabled()
+
     async def revoked_certificates(self) -> tuple[RevokedCertificate, ...]:
         return self._snapshot.revoked()
 
@@ -386,9 +389,11 @@ class SqliteRegistry:
         with self._reading() as connection:
             return reading.get_anchor(connection, name)
 
-    def set_anchor_state(self, name: str, state: AnchorState) -> TrustAnchor:
+    def set_anchor_state(
+        self, name: str, state: AnchorState, *, was: TrustAnchor | None = None
+    ) -> TrustAnchor:
         with self._writing() as connection:
-            return writing.set_anchor_state(connection, name, state)
+            return writing.set_anchor_state(connection, name, state, was)
 
     def change_anchor(self, anchor: TrustAnchor) -> None:
         refusals.check_anchor(anchor)
@@ -436,6 +441,10 @@ class SqliteRegistry:
                 self._wall(),
                 create_device=create_device,
             )
+
+    def distrust(self, tenant: Tenant, device: DeviceId, anchor: str, value: str) -> None:
+        with self._writing() as connection:
+            writing.distrust(connection, tenant, device, anchor, value)
 
     def certificates(self, tenant: Tenant, device: DeviceId) -> tuple[CertificateEntry, ...]:
         with self._reading() as connection:
