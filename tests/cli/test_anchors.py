@@ -237,7 +237,11 @@ def test_lists_are_shown_and_changed(run: Shell) -> None:
 
     assert run("anchor", "change", "acme", "--crl", crl, "--crl-mode", "hard")[0] == 0
     assert f"{crl} (hard)" in run("anchor", "show", "acme")[1]
-    assert run("anchor", "change", "acme", "--no-crl")[0] == 0
+    code, _, err = run("anchor", "change", "acme", "--no-crl")
+    assert (code, "hard" in err) == (1, True)  # what would be stale then?
+    assert run("anchor", "change", "acme", "--no-crl", "--crl-mode", "soft")[0] == 0
+    code, _, err = run("anchor", "change", "acme", "--crl-mode", "hard")
+    assert (code, "hard" in err) == (1, True)
     assert "no lists" in run("anchor", "show", "acme")[1]
     assert run("anchor", "change", "acme", "--crl-mode", "strict")[0] == 2
     assert run("anchor", "change", "acme", "--crl", root)[0] == 1

@@ -601,6 +601,49 @@ async def test_only_active_anchors_are_believed(registry: AnyRegistry) -> None:
         registry.set_anchor_state("nobody", AnchorState.ACTIVE)
 
 
+async def test_an_anchor_is_only_believed_as_it_was_when_that_was_decided(
+    registry: AnyRegistry,
+) -> None:
+    staged = replace(FACTORY, state=AnchorState.STAGED, proof_code="abc")
+    registry.add_anchor(staged)
+    registry.remove_anchor("factory")  # meanwhile, and another takes its name
+    registry.add_anchor(replace(staged, key_id=bytes(32)))
+
+    with pytest.raises(RegistryError, match="was changed just now"):
+        registry.set_anchor_state("factory", AnchorState.ACTIVE, was=staged)
+    assert await registry.anchors() == ()
+
+    now = registry.get_anchor("factory")
+    registry.set_anchor_state("factory", AnchorState.DISABLED, was=now)
+    with pytest.raises(RegistryError, match="was changed just now"):
+        registry.set_anchor_state("factory", AnchorState.ACTIVE, was=now)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_certificate_value_is_taken_away_from_a_device(
+    registry: AnyRegistry, shared: bool
+) -> None:
+    anchor = replace(FACTORY, tenant_template="{o}", tenants=(DEFAULT,)) if shared else FACTORY
+    registry.add_anchor(anchor)
+    registry.trust(DEFAULT, SENSOR_1, "factory", "00-11", create_device=True)
+    registry.trust(DEFAULT, SENSOR_1, "factory", "22-33")
+    registry.add_device(Device(DEFAULT, SENSOR_2))
+    before = registry.newest_change()
+
+    for device, value in ((SENSOR_2, "00-11"), (SENSOR_1, "44-55")):
+        with pytest.raises(NotFound, match="do not speak for device"):
+            registry.distrust(DEFAULT, device, "factory", value)
+    with pytest.raises(NotFound, match="no anchor"):
+        registry.distrust(DEFAULT, SENSOR_1, "nobody", "00-11")
+    registry.distrust(DEFAULT, SENSOR_1, "factory", "00-11")
+
+    (left,) = registry.certificates(DEFAULT, SENSOR_1)
+    assert left.value == anchor.pair_value(DEFAULT, "22-33")
+    taken = anchor.pair_value(DEFAULT, "00-11")
+    assert await registry.find_certificate_device(FACTORY.key_id, taken) is None
+    assert kinds(registry, before) == {("device", DEFAULT, SENSOR_1, None)}
+
+
 async def test_an_anchor_is_changed_without_being_removed(registry: AnyRegistry) -> None:
     registry.add_anchor(FACTORY)
     changed = replace(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -14,7 +14,7 @@ import typer
 
 from coapgate.cli import output
 from coapgate.cli.devices import describe_psk, psk_validity
-from coapgate.cli.keys import Generate, Key, KeyFile, Source, read_key
+from coapgate.cli.keys import Generate, Key, KeyFile, Source, handed_over, read_key
 from coapgate.cli.options import (
     LIST_LIMIT,
     AllowWeak,
@@ -112,20 +112,13 @@ def create(
     secret = Source(key, key_file, is_made, allow_weak, GENERATED_LENGTH).read()
     with open_registry(config, create=True) as registry:
         added = registry.add_batch(batch, secret, allow_weak=allow_weak)
-    if as_json:
-        shown = {"key": render_key(secret)} if is_made else {}
-        output.document(_describe(added) | shown)
-        return
-    output.say(
-        f"created batch {name!r}: identities {pattern!r}, at most {max_devices} devices "
-        f"of tenant {tenant!r}"
-    )
-    if is_made:
-        output.say(f"key {render_key(secret)}")
-        output.hint(
-            "the master key is not shown again: put it on the machine that makes the devices, "
-            "and on no device"
+        handing = (
+            handed_over(lambda: registry.revoke_batch(name), f"batch {name!r}")
+            if is_made
+            else nullcontext()
         )
+        with handing:
+            _say_created(added, secret if is_made else None, as_json=as_json)
 
 
 @app.command("list")
@@ -340,6 +333,24 @@ def _open(file: Path) -> Iterator[BinaryIO]:
         ) from error
     with opened:
         yield opened
+
+
+def _say_created(batch: Batch, made: bytes | None, *, as_json: bool) -> None:
+    """With the master key that was `made`."""
+    if as_json:
+        shown = {} if made is None else {"key": render_key(made)}
+        output.document(_describe(batch) | shown)
+        return
+    output.say(
+        f"created batch {batch.name!r}: identities {batch.pattern!r}, at most "
+        f"{batch.max_devices} devices of tenant {batch.tenant!r}"
+    )
+    if made is not None:
+        output.say(f"key {render_key(made)}")
+        output.hint(
+            "the master key is not shown again: put it on the machine that makes the devices, "
+            "and on no device"
+        )
 
 
 def _describe(batch: Batch) -> dict[str, output.Value]:

@@ -243,6 +243,35 @@ def trust(
     )
 
 
+@app.command()
+def distrust(
+    device: DeviceName,
+    config: ConfigFile,
+    anchor: Annotated[
+        str, typer.Option("--anchor", metavar="NAME", help="The anchor they chain to.")
+    ],
+    value: Annotated[
+        str | None,
+        typer.Option(
+            "--value",
+            metavar="VALUE",
+            help="What they name the device by, as for `trust`; its name if not given.",
+        ),
+    ] = None,
+    tenant: TenantName = DEFAULT_TENANT,
+) -> None:
+    """Let certificates speak for a device no more; sessions that they opened end within seconds."""
+    name = parse_tenant(tenant), parse_device(device)
+    value = device if value is None else value
+    with open_registry(config) as registry:
+        registry.distrust(*name, parse_anchor_name(anchor), value)
+    output.say(
+        f"certificates of {value!r} below anchor {anchor!r} speak for {_name(Device(*name))} "
+        "no more"
+    )
+    output.hint("sessions that they opened end within seconds")
+
+
 @app.command("import")
 def import_(
     file: Annotated[

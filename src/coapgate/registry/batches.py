@@ -11,7 +11,7 @@ from __future__ import annotations
 import hmac
 import secrets
 from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from coapgate.errors import Misused
 from coapgate.model import MAX_IDENTITY_LENGTH, Batch, DeviceId, PskCredential, is_name
@@ -57,12 +57,13 @@ def may_overlap(one: Batch, other: Batch) -> bool:
     )
 
 
-class Derived(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Derived:
     """An identity that fits a batch: the device it names, and its key."""
 
     batch: Batch
     device: DeviceId
-    secret: bytes
+    secret: bytes = field(repr=False)
 
     def credential(self, identity: bytes) -> PskCredential:
         """As a key that no registry has a row of."""

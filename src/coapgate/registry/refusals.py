@@ -222,6 +222,15 @@ def anchor_key_taken(name: str) -> AlreadyExists:
     )
 
 
+def check_anchor_is(anchor: TrustAnchor, was: TrustAnchor | None) -> None:
+    """Raises RegistryError if it has another key or state by now than what was decided about."""
+    if was is not None and (anchor.key_id, anchor.state) != (was.key_id, was.state):
+        raise RegistryError(
+            f"anchor {anchor.name!r} was changed just now, by somebody else",
+            f"`coapgate anchor show {anchor.name}` shows how it is",
+        )
+
+
 def anchor_not_found(name: str) -> NotFound:
     return NotFound(f"there is no anchor {name!r}", "`coapgate anchor list` shows those there are")
 
@@ -241,11 +250,19 @@ def too_many_revoked() -> RegistryError:
     )
 
 
+def value_not_trusted(anchor: str, value: str, device: DeviceId) -> NotFound:
+    return NotFound(
+        f"certificates of {value!r} below anchor {anchor!r} do not speak for device {device!r}",
+        f"`coapgate device show {device}` shows which do",
+    )
+
+
 def value_taken(anchor: str, value: str, tenant: Tenant, device: DeviceId) -> AlreadyExists:
     return AlreadyExists(
         f"certificates of {value!r} below anchor {anchor!r} speak for device {device!r} "
         f"of tenant {tenant!r}",
-        "a certificate speaks for one device: remove that one first",
+        f"a certificate speaks for one device: `coapgate device distrust {device} --tenant {tenant}"
+        f" --anchor {anchor} --value {value}` first",
     )
 
 
