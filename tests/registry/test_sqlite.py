@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from coapgate.errors import RegistryError, RegistryUnavailable
+from coapgate.errors import AlreadyExists, BatchFull, RegistryError, RegistryUnavailable
 from coapgate.model import Batch, Device, DeviceId, PskState
 from coapgate.registry import reading, schema
 from coapgate.registry.base import (
@@ -311,6 +311,52 @@ async def test_fifty_first_contacts_in_four_processes_register_a_device_once(
     finally:
         for gateway in gateways:
             gateway.close()
+
+
+async def test_first_contacts_that_wait_are_written_together(tmp_path: Path) -> None:
+    with open_sqlite(tmp_path) as gateway, open_sqlite(tmp_path) as other:
+        other.add_batch(Batch(0, "line-1", DEFAULT, "acme-", "", 250), KEY_2)
+        other.add_device(Device(DEFAULT, DeviceId("7")))
+        candidates = [(await gateway.find_psk(b"acme-%d" % each))[0] for each in range(300)]
+        statements: list[str] = []
+        gateway._writer.set_trace_callback(statements.append)
+        other._writer.execute("BEGIN IMMEDIATE")
+        contacts = [
+            asyncio.ensure_future(gateway.register_derived(candidate)) for candidate in candidates
+        ]
+        await until(gateway._lock.locked, "the first is being written")
+        contacts[-1].cancel()  # while it waits
+        other._writer.execute("ROLLBACK")
+
+        answers = await asyncio.gather(*contacts, return_exceptions=True)
+
+        assert statements.count("COMMIT") <= 3
+        assert isinstance(answers[7], AlreadyExists)
+        assert isinstance(answers[-1], asyncio.CancelledError)
+        assert sum(isinstance(answer, BatchFull) for answer in answers) == 300 - 250 - 2
+        assert len({answer[0].number for answer in answers if isinstance(answer, tuple)}) == 250
+        assert gateway.get_batch("line-1").device_count == 250
+        assert len(list(gateway.devices())) == 251
+
+
+async def test_first_contacts_that_cannot_be_written_are_all_told(tmp_path: Path) -> None:
+    with (
+        SqliteRegistry.open(
+            "sqlite:///registry.db", tmp_path / "registry.key", tmp_path, write_timeout=0.05
+        ) as gateway,
+        open_sqlite(tmp_path) as other,
+    ):
+        other.add_batch(Batch(0, "line-1", DEFAULT, "acme-", "", 250), KEY_2)
+        candidates = [(await gateway.find_psk(b"acme-%d" % each))[0] for each in range(20)]
+        other._writer.execute("BEGIN IMMEDIATE")
+
+        answers = await asyncio.gather(
+            *map(gateway.register_derived, candidates), return_exceptions=True
+        )
+
+        assert all(isinstance(answer, RegistryUnavailable) for answer in answers)
+        other._writer.execute("ROLLBACK")
+        assert (await gateway.register_derived(candidates[0]))[1]
 
 
 async def test_a_batch_shows_to_a_gateway_at_once(tmp_path: Path) -> None:

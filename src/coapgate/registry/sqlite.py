@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -52,6 +52,7 @@ from coapgate.registry.base import (
     RevokedCertificate,
 )
 from coapgate.registry.batches import derive_key
+from coapgate.registry.first_contacts import FirstContacts
 from coapgate.registry.snapshot import Snapshot
 from coapgate.registry.vault import Vault
 
@@ -68,8 +69,8 @@ _T = TypeVar("_T")
 class SqliteRegistry:
     """`Registry` and `Administration` in a file.
 
-    Mutable: what it has in memory (`snapshot`), and the uses of certificates that wait to be
-    written.
+    Mutable: what it has in memory (`snapshot`), and the uses of certificates and the first contacts
+    that wait to be written.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class SqliteRegistry:
         self._wall = wall
         self._snapshot = Snapshot(path, reader, vault, refresh_interval, clock)
         self._uses: dict[tuple[bytes, str], float] = {}
+        self._first_contacts = FirstContacts(self._writing, wall)
 
     @classmethod
     def open(
@@ -140,6 +142,7 @@ class SqliteRegistry:
     def close(self) -> None:
         """Waits for a write that is under way, `write_timeout` at most."""
         self._thread.shutdown(wait=True, cancel_futures=True)
+        self._first_contacts.cancel()
         self._reader.close()
         self._writer.close()  # last, so that it empties the WAL
 
@@ -184,7 +187,9 @@ class SqliteRegistry:
         return await self._in_thread(self._promote, number, grace_time)
 
     async def register_derived(self, credential: PskCredential) -> tuple[PskCredential, bool]:
-        number, is_new = await self._in_thread(self._register_derived, credential)
+        registering = self._first_contacts.add(credential)
+        self._thread.submit(self._first_contacts.write)
+        number, is_new = await _outcome(registering)
         registered = await self.find_psk_number(number)
         assert registered is not None, "what was registered just now is there"
         return registered, is_new
@@ -506,24 +511,11 @@ class SqliteRegistry:
         )
 
     async def _in_thread(self, call: Callable[..., _T], *arguments: object) -> _T:
-        """Run a write in the thread. One that has begun is waited for, `write_timeout` at most,
-        also by whoever is cancelled: it may end well, and its caller has to tell of it then."""
-        begun = self._thread.submit(call, *arguments)
-        written = asyncio.wrap_future(begun)
-        try:
-            return await asyncio.shield(written)
-        except asyncio.CancelledError:
-            if begun.cancel():
-                raise
-            return await written
+        return await _outcome(self._thread.submit(call, *arguments))
 
     def _promote(self, number: int, grace_time: float) -> bool:
         with self._writing() as connection:
             return rotation.promote(connection, number, self._wall() + grace_time)
-
-    def _register_derived(self, credential: PskCredential) -> tuple[int, bool]:
-        with self._writing() as connection:
-            return rotation.register_derived(connection, credential, self._wall())
 
     def _provision(
         self, anchor: TrustAnchor, device: DeviceId, value: str, tenant: Tenant
@@ -563,6 +555,18 @@ class SqliteRegistry:
             yield
         except sqlite3.Error as error:
             raise schema.unavailable(error, self._path) from error
+
+
+async def _outcome(begun: Future[_T]) -> _T:
+    """Of a write in the thread. One that is under way is waited for, `write_timeout` at most, also
+    by whoever is cancelled: it may end well, and nobody else would tell of it."""
+    written = asyncio.wrap_future(begun)
+    try:
+        return await asyncio.shield(written)
+    except asyncio.CancelledError:
+        if begun.cancelled() or begun.cancel():
+            raise
+        return await written
 
 
 def _without_secret(
