@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from coapgate import revocation_reading
 from coapgate.errors import RegistryUnavailable
 from coapgate.model import DEFAULT_TENANT, DeviceIdSource, TrustAnchor
 from coapgate.pki.anchors import parse_anchor
 from coapgate.pki.factory import DAY, FactoryCa
-from coapgate.pki.revocation import RevocationList
+from coapgate.pki.revocation import RevocationList, parse_lists
+from coapgate.pki.revoked import serial_mark
 from coapgate.revocation_lists import RevocationLists
+from coapgate.revocation_reading import MAX_IN_THREAD
 from tests.waiting import until
 
 WALL = 1_800_000_000.0
@@ -52,6 +55,7 @@ class House:
         self.wall = WALL
         self.used: list[tuple[bytes, list[int]]] = []
         self.files: set[str] = set()
+        self.in_force: list[RevocationList] = []
         self.lists = RevocationLists(folder, self.find_anchors, self.use, lambda: self.wall)
 
     async def find_anchors(self) -> tuple[TrustAnchor, ...]:
@@ -61,6 +65,7 @@ class House:
 
     def use(self, key_id: bytes, lists: Mapping[str, tuple[RevocationList, ...]]) -> None:
         self.files = set(lists)
+        self.in_force = [each for file in lists.values() for each in file]
         counts = [len(each.revoked) for file in lists.values() for each in file]
         self.used.append((key_id, counts))
 
@@ -134,6 +139,66 @@ async def test_a_file_that_cannot_be_used_leaves_the_old_list_in_force_and_is_to
     (record,) = [each for each in caplog.records if each.levelname == "ERROR"]
     assert record.__dict__["anchor"] == "acme"
     assert "acme.crl" in record.__dict__["detail"]
+
+
+@pytest.mark.expects_warnings("revocation list kept")
+async def test_an_older_list_does_not_replace_a_newer_one(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.write(signed(7, number=5))
+    await house.lists.look()
+    house.write(signed(number=4))
+    await house.lists.look()
+
+    assert [used[1] for used in house.used] == [[1]]
+    assert house.lists.failures == 1
+    (record,) = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert "number 4, is older than the one in force, number 5" in record.__dict__["detail"]
+    # Of several in one file the newest counts.
+    house.write(signed(7, number=5) + signed(number=4))
+    await house.lists.look()
+    house.write(signed(number=3) + signed(7, 8, number=6))
+    await house.lists.look()
+    assert house.lists.failures == 1
+
+
+async def test_a_large_list_is_read_by_a_process_of_its_own(house: House) -> None:
+    serials = range(1 << 80, (1 << 80) + MAX_IN_THREAD // 30)
+    house.write(signed(*serials))
+    await house.lists.look()
+    await house.lists.look(again=True)
+
+    assert [used[1] for used in house.used] == [[len(serials)]]
+    (found,) = house.in_force
+    (parsed,) = parse_lists(signed(*serials), house.anchors[0], WALL)
+    assert found == parsed
+    assert found.revoked == parsed.revoked
+    assert found.names(serial_mark(serials[-1]))
+    assert not found.names(serial_mark(1))
+
+
+@pytest.mark.expects_warnings("revocation list cannot be used")
+async def test_what_is_wrong_with_a_large_file_is_told(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.write(b"x" * (MAX_IN_THREAD + 1))
+    await house.lists.look()
+
+    (record,) = caplog.records
+    assert "no revocation list can be read from it" in record.__dict__["detail"]
+    assert "openssl crl" in record.__dict__["hint"]
+
+
+@pytest.mark.expects_warnings("revocation list cannot be used")
+async def test_a_process_that_takes_too_long_is_ended(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(revocation_reading, "READ_TIME", 0.0)
+    house.write(b"x" * (MAX_IN_THREAD + 1))
+    await house.lists.look()
+
+    (record,) = caplog.records
+    assert "the process that reads it failed" in record.__dict__["detail"]
 
 
 @pytest.mark.expects_warnings("revocation list kept")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ from pathlib import Path
 from coapgate.errors import CertificateError, RegistryError
 from coapgate.logs import Seldom
 from coapgate.model import TrustAnchor
-from coapgate.pki.revocation import RevocationList, load_lists
+from coapgate.pki.revocation import RevocationList
+from coapgate.revocation_reading import read_lists
 
 LOOK_INTERVAL = 1.0
 """Seconds between two looks at the files."""
@@ -26,13 +27,18 @@ _Place = tuple[bytes, str]
 """A file as an anchor names it: the anchor's key id, and the path."""
 
 
+_Seen = tuple[int, int, int]
+"""What tells whether a file was replaced: when it was written, its inode, its size."""
+
+
 @dataclass(slots=True)
 class _File:
     """What a file was when it was last tried, and the lists of when it was last good: None, if it
     never was."""
 
-    seen: tuple[int, int, int] | None = None
+    seen: _Seen | None = None
     anchor: bytes = b""
+    digest: bytes = b""
     lists: tuple[RevocationList, ...] | None = None
 
 
@@ -97,9 +103,11 @@ class RevocationLists:
         named = {
             (anchor.key_id, file): anchor for anchor in self.anchors for file in anchor.crl_files
         }
+        paths = {place: self._base / place[1] for place in named}
+        seen = await asyncio.to_thread(_see, paths)
         changed = set()
         for place, anchor in named.items():
-            if await self._is_read(place, anchor, again=again):
+            if await self._is_read(place, anchor, seen[place], again=again):
                 changed.add(place[0])
         unread = {place[0] for place in named if self._files[place].lists is None}
         believed = {anchor.key_id for anchor in self.anchors}
@@ -138,22 +146,22 @@ class RevocationLists:
         never = sum(file.lists is None for file in self._files.values())
         return never + sum(each.next_update < wall for each in lists)
 
-    async def _is_read(self, place: _Place, anchor: TrustAnchor, *, again: bool) -> bool:
+    async def _is_read(
+        self, place: _Place, anchor: TrustAnchor, seen: _Seen | None, *, again: bool
+    ) -> bool:
         """Read a file if it has changed; whether there are other lists in it now."""
         path = self._base / place[1]
-        try:
-            status = path.stat()
-            seen = (status.st_mtime_ns, status.st_ino, status.st_size)
-        except OSError:
-            seen = None  # reading it says why
         file = self._files.get(place)
         if file is None:
             file = self._files[place] = _File()
         elif seen == file.seen and anchor.certificate == file.anchor and not again:
             return False
+        known = file.digest if anchor.certificate == file.anchor else b""
         file.seen, file.anchor = seen, anchor.certificate
         try:
-            lists = await asyncio.to_thread(load_lists, path, anchor, self._wall())
+            digest, lists = await read_lists(path, anchor, self._wall(), known)
+            if lists is not None:
+                _require_newer(path, lists, file.lists or ())
         except CertificateError as error:
             self.failures += 1
             never = file.lists is None
@@ -161,13 +169,13 @@ class RevocationLists:
             fields = {"anchor": anchor.name, "detail": str(error), "hint": error.hint}
             log.error(message, extra=fields)
             return False
-        is_other = lists != file.lists
-        file.lists = lists
-        if is_other:
-            revoked = sum(len(each.revoked) for each in lists)
-            where = {"anchor": anchor.name, "file": str(path)}
-            log.info("revocation list in force", extra=where | {"revoked": revoked})
-        return is_other
+        if lists is None:
+            return False
+        file.lists, file.digest = lists, digest
+        revoked = sum(len(each.revoked) for each in lists)
+        where = {"anchor": anchor.name, "file": str(path)}
+        log.info("revocation list in force", extra=where | {"revoked": revoked})
+        return True
 
     def _complain_of_stale(self) -> None:
         wall = self._wall()
@@ -178,3 +186,43 @@ class RevocationLists:
                     if each.next_update < wall and self._seldom.count(kind, wall):
                         fields = {"anchor": anchor.name, "file": file, "mode": anchor.crl_mode}
                         log.warning("revocation list is stale", extra=fields)
+
+
+def _see(paths: Mapping[_Place, Path]) -> dict[_Place, _Seen | None]:
+    """What files look like now; None: reading it will say why it cannot be seen."""
+    found: dict[_Place, _Seen | None] = {}
+    for place, path in paths.items():
+        try:
+            status = path.stat()
+            found[place] = (status.st_mtime_ns, status.st_ino, status.st_size)
+        except OSError:
+            found[place] = None
+    return found
+
+
+def _newest(lists: Iterable[RevocationList]) -> dict[bytes, RevocationList]:
+    """By issuer, its newest list."""
+    newest: dict[bytes, RevocationList] = {}
+    for each in lists:
+        if each.issuer not in newest or each.is_newer(newest[each.issuer]):
+            newest[each.issuer] = each
+    return newest
+
+
+def _require_newer(
+    path: Path, lists: Iterable[RevocationList], in_force: Iterable[RevocationList]
+) -> None:
+    """Raises CertificateError if there is a list that its authority has replaced by one in force.
+
+    Whoever can put an old file in the place of a new one would let in whom that revokes.
+    """
+    known = _newest(in_force)
+    for issuer, each in _newest(lists).items():
+        last = known.get(issuer)
+        if last is not None and last.is_newer(each):
+            raise CertificateError(
+                f"{str(path)!r}: the list of {each.subject}, number {each.number}, is older than "
+                f"the one in force, number {last.number}",
+                "put the newest one there; if its authority has begun to count anew, "
+                "restart the gateway",
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -335,6 +336,18 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: pem(ROOT.sign_list({}, extensions=((x509.DeltaCRLIndicator(1), True),))),
         "only a part",
     ),
+    "a part, not marked critical": (
+        lambda: pem(ROOT.sign_list({}, extensions=((PART, False),))),
+        "only a part",
+    ),
+    "a delta, not marked critical": (
+        lambda: pem(ROOT.sign_list({}, extensions=((x509.DeltaCRLIndicator(1), False),))),
+        "only a part",
+    ),
+    "one that does not end, behind another": (
+        lambda: pem(ROOT.sign_list({}), ROOT.sign_list({}))[:-30],
+        "no revocation list can be read",
+    ),
     "a part": (lambda: pem(ROOT.sign_list({}, extensions=((PART, True),))), "only a part"),
     "of the future": (
         lambda: pem(ROOT.sign_list({}, this_update=WALL + DAY, next_update=WALL + 2 * DAY)),
@@ -373,6 +386,25 @@ def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
     (tmp_path / "bad.crl").write_bytes(b"bad")
     with pytest.raises(CertificateError, match=r"bad\.crl': no revocation list can be read"):
         load_lists(tmp_path / "bad.crl", ANCHOR, WALL)
+
+
+@pytest.mark.timeout(10)
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.crl")
+    for file in (tmp_path / "pipe.crl", Path("/dev/zero")):
+        with pytest.raises(CertificateError, match="cannot be read: it is no regular file"):
+            load_lists(file, ANCHOR, WALL)
+    with pytest.raises(CertificateError, match="cannot be read: Is a directory"):
+        load_lists(tmp_path, ANCHOR, WALL)
+
+
+def test_text_around_blocks_and_other_blocks_are_passed_over() -> None:
+    signed = pem(ROOT.sign_list({7: WALL}))
+    other = b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"
+
+    (found,) = parse_lists(b"# of today\n" + other + signed + b"# end\n", ANCHOR, WALL)
+
+    assert len(found.revoked) == 1
 
 
 def test_a_list_made_by_openssl_is_understood(tmp_path: Path) -> None:

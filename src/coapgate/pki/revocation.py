@@ -13,9 +13,12 @@ says: an extension of an entry that is not understood can only be a reason more.
 from __future__ import annotations
 
 import hashlib
-import re
+import os
+import stat
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,9 +41,11 @@ MAX_AUTHORITIES = 64
 MAX_SKEW = 300.0
 """Seconds by which the clock of whoever signs lists may be ahead."""
 
-_BLOCKS = re.compile(
-    rb"-----BEGIN (X509 CRL|CERTIFICATE)-----.*?-----END \1-----", re.DOTALL | re.ASCII
-)
+_BEGIN, _END, _DASHES = b"-----BEGIN ", b"-----END ", b"-----"
+
+
+_PARTIAL = (x509.DeltaCRLIndicator, x509.IssuingDistributionPoint)
+"""Extensions that say what a list leaves out, whether marked critical as they are to be or not."""
 
 
 def mark(certificate: x509.Certificate, fingerprint: bytes) -> bytes:
@@ -62,7 +67,8 @@ class RevocationList:
 
     `issuer` is the SHA-256 of its key, `subject` its name for people. `number` is the list's own
     (RFC 5280 5.2.3), 0 if it has none. `this_update` and `next_update` are Unix seconds: from the
-    latter on it is stale. `revoked` holds 16 octets for each certificate.
+    latter on it is stale. `revoked` are the serial numbers as they are remembered, read as
+    integers, in order: a million of them are 8 MB, and comparing two lists does not look at them.
     """
 
     issuer: bytes
@@ -70,7 +76,13 @@ class RevocationList:
     number: int
     this_update: float
     next_update: float
-    revoked: frozenset[bytes] = field(repr=False)
+    revoked: array[int] = field(repr=False, compare=False)
+
+    def names(self, mark: bytes) -> bool:
+        """Whether it revokes the serial number that is remembered so."""
+        revoked, wanted = self.revoked, int.from_bytes(mark, "big")
+        at = bisect_left(revoked, wanted)
+        return at < len(revoked) and revoked[at] == wanted
 
     def is_newer(self, other: RevocationList) -> bool:
         """Whether its authority issued it after another one of its own."""
@@ -119,7 +131,7 @@ class Revocations:
         if lists:
             for at in range(0, len(path), MARK_LENGTH):
                 found = lists.get(path[at : at + MARK_PART_LENGTH])
-                if found is not None and path[at : at + LISTED] in found.revoked:
+                if found is not None and found.names(path[at + MARK_PART_LENGTH : at + LISTED]):
                     return True
         return self.singly.covers(path)
 
@@ -150,18 +162,44 @@ def load_lists(file: Path, anchor: TrustAnchor, wall: float) -> tuple[Revocation
 
     Takes about 2 us for each entry. Raises CertificateError, as `parse_lists` does.
     """
+    return parse_file(file, read_file(file), anchor, wall)
+
+
+def read_file(file: Path, limit: int = MAX_LIST_SIZE) -> bytes:
+    """The octets of a file of lists, one more than `limit` if there are more; waits for no writer.
+
+    Raises CertificateError, also for one of more than MAX_LIST_SIZE.
+    """
     try:
-        with file.open("rb") as opened:
-            octets = opened.read(MAX_LIST_SIZE + 1)
+        with open(file, "rb", opener=_open_at_once) as opened:
+            is_file = stat.S_ISREG(os.fstat(opened.fileno()).st_mode)
+            octets = opened.read(limit + 1) if is_file else b""
     except OSError as error:
         raise CertificateError(
             f"the revocation list {str(file)!r} cannot be read: {error.strerror}",
             "check its path, and who may read it",
         ) from error
+    if not is_file:
+        raise CertificateError(
+            f"the revocation list {str(file)!r} cannot be read: it is no regular file",
+            "a pipe, a device or a directory is not watched",
+        )
     if len(octets) > MAX_LIST_SIZE:
         raise CertificateError(
             f"the revocation list {str(file)!r} is larger than {MAX_LIST_SIZE} octets"
         )
+    return octets
+
+
+def _open_at_once(file: str, flags: int) -> int:
+    """A pipe that nobody writes to would be waited for without end."""
+    return os.open(file, flags | os.O_NONBLOCK)
+
+
+def parse_file(
+    file: Path, octets: bytes, anchor: TrustAnchor, wall: float
+) -> tuple[RevocationList, ...]:
+    """As `parse_lists`; what it raises names the file."""
     try:
         return parse_lists(octets, anchor, wall)
     except CertificateError as error:
@@ -202,11 +240,11 @@ def _read(
     if b"-----BEGIN" not in octets:
         return [x509.load_der_x509_crl(octets)], []
     lists, certificates = [], []
-    for block in _BLOCKS.finditer(octets):
-        if block[1] == b"CERTIFICATE":
-            certificates.append(x509.load_pem_x509_certificate(block[0]))
-        else:
-            lists.append(x509.load_pem_x509_crl(block[0]))
+    for label, block in _blocks(octets):
+        if label == b"CERTIFICATE":
+            certificates.append(x509.load_pem_x509_certificate(block))
+        elif label == b"X509 CRL":
+            lists.append(x509.load_pem_x509_crl(block))
     if not lists:
         raise ValueError("no list")
     if max(len(lists), len(certificates)) > MAX_AUTHORITIES:
@@ -215,6 +253,17 @@ def _read(
             f"at most {MAX_AUTHORITIES} of each: split the file",
         )
     return lists, certificates
+
+
+def _blocks(octets: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The blocks of PEM, each with its label. Raises ValueError for one that does not end."""
+    end = 0
+    while (begin := octets.find(_BEGIN, end)) >= 0:
+        at = begin + len(_BEGIN)
+        label = octets[at : octets.index(_DASHES, at)]
+        closing = _END + label + _DASHES
+        end = octets.index(closing, at) + len(closing)
+        yield label, octets[begin:end]
 
 
 def _authorities(
@@ -275,11 +324,10 @@ def _judge(
     for extension in given.extensions:
         if isinstance(extension.value, x509.CRLNumber):
             number = extension.value.crl_number
-        elif isinstance(extension.value, x509.DeltaCRLIndicator) or extension.critical:
-            # IssuingDistributionPoint is critical, and says what a list leaves out.
+        elif isinstance(extension.value, _PARTIAL) or extension.critical:
             raise CertificateError(
                 f"the list of {_name(given.issuer)} is only a part, or says what is not understood "
-                f"(critical extension {extension.oid.dotted_string})",
+                f"(extension {extension.oid.dotted_string})",
                 "a full list is wanted, for all of the authority's certificates and all reasons",
             )
     next_update = given.next_update_utc
@@ -294,14 +342,14 @@ def _judge(
             f"the list of {_name(given.issuer)} is of the future: {given.last_update_utc}",
             "is the clock of this machine right?",
         )
-    prefix = issuer_mark(issuer.key_id)
+    marks = (int.from_bytes(serial_mark(entry.serial_number), "big") for entry in given)
     return RevocationList(
         issuer.key_id,
         _name(issuer.certificate.subject),
         number,
         this_update,
         next_update.timestamp(),
-        frozenset(prefix + serial_mark(entry.serial_number) for entry in given),
+        array("Q", sorted(marks)),
     )
 
 
