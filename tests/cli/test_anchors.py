@@ -87,6 +87,21 @@ def test_two_anchors_with_one_subject_and_different_keys_live_side_by_side(run: 
     assert len({anchor["key_id"] for anchor in anchors}) == 2
 
 
+def test_who_removes_an_anchor_that_another_issued_is_told_that_it_is_believed_still(
+    run: Shell,
+) -> None:
+    ca = FactoryCa.create("Acme")
+    line = ca.intermediate("Acme Line 4")
+    run("anchor", "add", run.file("root.pem", ca.certificate_pem), "--name", "acme")
+    run("anchor", "add", run.file("line.pem", line.certificate_pem), "--name", "line-4")
+
+    code, out, err = run("anchor", "remove", "line-4")
+
+    assert (code, out) == (0, "removed anchor 'line-4'\n")
+    assert "anchor 'acme' issued it and vouches for it still" in err
+    assert "are refused from now on" in run("anchor", "remove", "acme")[1]
+
+
 def test_show_counts_the_devices_that_used_an_anchor(run: Shell) -> None:
     root = run.file("root.pem", FactoryCa.create("Acme").certificate_pem)
     run("anchor", "add", root, "--name", "acme")

@@ -14,9 +14,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from coapgate.dtls.client import ClientSettings
-from coapgate.errors import Alert
+from coapgate.errors import Alert, DeviceRefused
 from coapgate.model import Code
 from coapgate.pki.factory import DAY, FactoryCa, IssuedCertificate
+from coapgate.simulated.device import Device
 from tests.bus import Bus
 from tests.e2e.operating import (
     SOON,
@@ -230,3 +231,46 @@ async def test_what_a_list_revokes_while_the_gateway_is_down_does_not_go_on(
             metrics = await again.metrics()
             assert metrics["coapgate_associations_recovered_total"] == 1
             assert metrics["coapgate_associations_closed_total,refused"] == 1
+
+
+async def test_while_a_list_cannot_be_read_after_a_restart_sessions_go_on_and_nobody_new_comes(
+    install: Install, tmp_path: Path
+) -> None:
+    installation = install()
+    file = tmp_path / "factory.crl"
+    file.write_bytes(sign_list(installation.ca))
+    trust_with_list(installation, file)
+    revoked, good, new = (installation.ca.issue_device(f"sensor-{number}") for number in range(3))
+    async with AsyncExitStack() as stack:
+        async with running_process(installation) as gateway:
+            peers = [
+                await stack.enter_async_context(
+                    connected(
+                        gateway.address,
+                        installation.certificate(issued),
+                        settings=ClientSettings(connection_id=b""),
+                    )
+                )
+                for issued in (revoked, good)
+            ]
+            gateway.program.kill()
+            await gateway.program.end()
+        replace_file(file, b"half a list")
+
+        async with running_process(installation, gateway.address) as again:
+            for peer in peers:
+                peer.send(POST)
+                assert (await peer.receive()).encode() == CHANGED
+            with pytest.raises(DeviceRefused) as refused:
+                await stack.enter_async_context(
+                    Device(*again.address, installation.certificate(new))
+                )
+            assert refused.value.alert is Alert.INTERNAL_ERROR
+
+            replace_file(file, sign_list(installation.ca, revoked, number=2))
+
+            assert await ended(peers[0]) is Alert.CERTIFICATE_REVOKED
+            async with Device(*again.address, installation.certificate(new)):
+                pass
+            peers[1].send(POST)
+            assert (await peers[1].receive()).encode() == CHANGED

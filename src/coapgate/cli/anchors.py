@@ -372,7 +372,18 @@ def remove(name: AnchorName, config: ConfigFile) -> None:
     Its devices stay, and what speaks for them comes back with it.
     """
     parse_anchor_name(name)
+    from coapgate.pki.anchors import issuers_of
+
     with open_registry(config) as registry:
-        registry.remove_anchor(name)
+        removed = registry.remove_anchor(name)
+        above = issuers_of(removed, registry.anchors_all())
+    if above:
+        output.say(f"removed anchor {name!r}")
+        output.hint(
+            f"anchor {above[0]!r} issued it and vouches for it still, so certificates below it may "
+            f"be accepted there: add it again and `coapgate anchor disable {name}`, or `coapgate "
+            f"certificate revoke --anchor {above[0]} --file` its certificate"
+        )
+        return
     output.say(f"removed anchor {name!r}: certificates below it are refused from now on")
     output.hint("devices stay; if the anchor is added again, their certificates work as before")
