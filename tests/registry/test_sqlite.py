@@ -339,6 +339,32 @@ async def test_first_contacts_that_wait_are_written_together(tmp_path: Path) -> 
         assert len(list(gateway.devices())) == 251
 
 
+async def test_devices_that_certificates_bring_into_being_are_written_together(
+    tmp_path: Path,
+) -> None:
+    with open_sqlite(tmp_path) as gateway, open_sqlite(tmp_path) as other:
+        other.add_anchor(FACTORY)
+        other.add_device(Device(FACTORY.tenant, DeviceId("7")))
+        statements: list[str] = []
+        gateway._writer.set_trace_callback(statements.append)
+        other._writer.execute("BEGIN IMMEDIATE")
+        contacts = [
+            asyncio.ensure_future(gateway.provision(FACTORY, DeviceId(str(each)), str(each)))
+            for each in (*range(100), *range(100))
+        ]
+        await until(gateway._lock.locked, "the first is being written")
+        other._writer.execute("ROLLBACK")
+
+        answers = await asyncio.gather(*contacts, return_exceptions=True)
+
+        assert statements.count("COMMIT") <= 2
+        assert [answers.index(each) for each in answers if isinstance(each, AlreadyExists)] == [
+            7,
+            107,
+        ]
+        assert len(list(gateway.devices())) == 100
+
+
 async def test_first_contacts_that_cannot_be_written_are_all_told(tmp_path: Path) -> None:
     with (
         SqliteRegistry.open(

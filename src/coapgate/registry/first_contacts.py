@@ -11,36 +11,30 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 from coapgate.errors import RegistryError
-from coapgate.model import PskCredential
-from coapgate.registry import rotation
 
 MAX_TOGETHER = 256
 """In one transaction: it holds up other writers for some milliseconds."""
 
-Registered = tuple[int, bool]
-"""The number of the key, and whether its device was made for it."""
+_T = TypeVar("_T")
+_Write = Callable[[sqlite3.Connection], Any]
 
 
 class FirstContacts:
     """Asked by the loop's thread, written by another one, which calls `write` once for each that
     was added. Mutable: those that wait."""
 
-    def __init__(
-        self,
-        writing: Callable[[], AbstractContextManager[sqlite3.Connection]],
-        wall: Callable[[], float],
-    ) -> None:
+    def __init__(self, writing: Callable[[], AbstractContextManager[sqlite3.Connection]]) -> None:
         """`writing` is one write transaction, which raises RegistryError."""
         self._writing = writing
-        self._wall = wall
-        self._waiting: deque[tuple[PskCredential, Future[Registered]]] = deque()
+        self._waiting: deque[tuple[_Write, Future[Any]]] = deque()
 
-    def add(self, derived: PskCredential) -> Future[Registered]:
-        """What `rotation.register_derived` will answer; to be cancelled until it is written."""
-        registered: Future[Registered] = Future()
-        self._waiting.append((derived, registered))
+    def add(self, contact: Callable[[sqlite3.Connection], _T]) -> Future[_T]:
+        """What `contact` will answer in the transaction; to be cancelled until it is written."""
+        registered: Future[_T] = Future()
+        self._waiting.append((contact, registered))
         return registered
 
     def cancel(self) -> None:
@@ -50,17 +44,16 @@ class FirstContacts:
 
     def write(self) -> None:
         """Write what waits, if anything still does. Raises nothing."""
-        taken: list[tuple[PskCredential, Future[Registered]]] = []
+        taken: list[tuple[_Write, Future[Any]]] = []
         while self._waiting and len(taken) < MAX_TOGETHER:
-            derived, registered = self._waiting.popleft()
+            contact, registered = self._waiting.popleft()
             if registered.set_running_or_notify_cancel():
-                taken.append((derived, registered))
+                taken.append((contact, registered))
         if not taken:
             return
-        outcomes: list[Registered | RegistryError] = []
         try:
             with self._writing() as connection:
-                outcomes += [_register(connection, each, self._wall()) for each, _ in taken]
+                outcomes = [_register(connection, contact) for contact, _ in taken]
         except BaseException as error:  # none of them is written, and each must hear of it
             for _, registered in taken:
                 registered.set_exception(error)
@@ -72,13 +65,11 @@ class FirstContacts:
                 registered.set_result(outcome)
 
 
-def _register(
-    connection: sqlite3.Connection, derived: PskCredential, now: float
-) -> Registered | RegistryError:
-    """What is refused leaves nothing behind, and the others alone."""
+def _register(connection: sqlite3.Connection, contact: _Write) -> Any:
+    """What is refused, with a RegistryError, leaves nothing behind, and the others alone."""
     connection.execute("SAVEPOINT contact")
     try:
-        return rotation.register_derived(connection, derived, now)
+        return contact(connection)
     except RegistryError as error:
         connection.execute("ROLLBACK TO contact")
         return error

@@ -94,7 +94,7 @@ class SqliteRegistry:
         self._wall = wall
         self._snapshot = Snapshot(path, reader, vault, refresh_interval, clock)
         self._uses: dict[tuple[bytes, str], float] = {}
-        self._first_contacts = FirstContacts(self._writing, wall)
+        self._first_contacts = FirstContacts(self._writing)
 
     @classmethod
     def open(
@@ -187,9 +187,9 @@ class SqliteRegistry:
         return await self._in_thread(self._promote, number, grace_time)
 
     async def register_derived(self, credential: PskCredential) -> tuple[PskCredential, bool]:
-        registering = self._first_contacts.add(credential)
-        self._thread.submit(self._first_contacts.write)
-        number, is_new = await _outcome(registering)
+        number, is_new = await self._first_contact(
+            lambda connection: rotation.register_derived(connection, credential, self._wall())
+        )
         registered = await self.find_psk_number(number)
         assert registered is not None, "what was registered just now is there"
         return registered, is_new
@@ -215,7 +215,11 @@ class SqliteRegistry:
     ) -> Device:
         tenant = anchor.tenant if tenant is None else tenant
         refusals.check_device(Device(tenant, device))
-        return await self._in_thread(self._provision, anchor, device, value, tenant)
+        return await self._first_contact(
+            lambda connection: writing.provision(
+                connection, anchor, device, value, tenant, self._wall()
+            )
+        )
 
     async def anchors(self) -> tuple[TrustAnchor, ...]:
         return self._snapshot.anchors()
@@ -411,7 +415,7 @@ class SqliteRegistry:
 
     def revoke_certificate(self, revoked: RevokedCertificate) -> bool:
         with self._writing() as connection:
-            return changes.revoke(connection, revoked, self._wall())
+            return tuple(changes.revoked(connection).values())
 
     def revoked_certificates_all(self) -> tuple[RevokedCertificate, ...]:
         with self._reading() as connection:
@@ -513,15 +517,14 @@ class SqliteRegistry:
     async def _in_thread(self, call: Callable[..., _T], *arguments: object) -> _T:
         return await _outcome(self._thread.submit(call, *arguments))
 
+    async def _first_contact(self, contact: Callable[[sqlite3.Connection], _T]) -> _T:
+        registered = self._first_contacts.add(contact)
+        self._thread.submit(self._first_contacts.write)
+        return await _outcome(registered)
+
     def _promote(self, number: int, grace_time: float) -> bool:
         with self._writing() as connection:
             return rotation.promote(connection, number, self._wall() + grace_time)
-
-    def _provision(
-        self, anchor: TrustAnchor, device: DeviceId, value: str, tenant: Tenant
-    ) -> Device:
-        with self._writing() as connection:
-            return writing.provision(connection, anchor, device, value, tenant, self._wall())
 
     def _write_uses(self, uses: dict[tuple[bytes, str], float]) -> int:
         with self._writing() as connection:
