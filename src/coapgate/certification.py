@@ -243,12 +243,13 @@ class Certification:
         count = len(known)
         # They are in order: where the last one known has its place still, none before it has gone.
         if count and not (len(revoked) >= count and revoked[count - 1] is known[-1]):
-            self._singly, count = Singly(), 0
-            self._revocations.clear()
+            present = set(map(id, revoked))
+            gone = [each for each in known if id(each) not in present]
+            for each in gone:
+                self._singly.remove(*_words(each))
+            count -= len(gone)
         for each in revoked[count:]:
-            self._singly.add(
-                each.key_id, serial=each.serial, issuer=each.issuer, fingerprint=each.fingerprint
-            )
+            self._singly.add(*_words(each))
         self._revoked = revoked
 
     def _is_below_disabled(self, path: bytes) -> bool:
@@ -295,3 +296,8 @@ class Certification:
 
 def unavailable(error: Exception) -> Refused:
     return Refused(Reason.UNAVAILABLE, str(error))
+
+
+def _words(revoked: RevokedCertificate) -> tuple[bytes, bytes, bytes, bytes]:
+    """What `Singly` is told of one."""
+    return revoked.key_id, revoked.serial, revoked.issuer, revoked.fingerprint

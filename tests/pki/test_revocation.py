@@ -172,6 +172,25 @@ def test_what_a_command_revokes_below_an_intermediate_is_so_below_its_root_too()
     assert refusal(above, path_of(device.chain)) is None
 
 
+def test_what_two_commands_revoke_is_so_until_both_are_taken_back() -> None:
+    device = FACTORY.issue_device("a")
+    fingerprint = verify_chain(device.chain, (ANCHOR,), WALL).fingerprint
+    serial = serial_of(device.chain[0]).to_bytes(20, "big")
+    issuer = issuer_mark(key_id_of(FACTORY.certificate))
+    for one, other in (
+        ({"fingerprint": fingerprint[:8]}, {"fingerprint": fingerprint[:16]}),
+        ({"serial": serial}, {"serial": serial.lstrip(b"\0")}),
+        ({"serial": serial, "issuer": issuer}, {"serial": serial}),
+    ):
+        singly = Singly()
+        singly.add(ANCHOR.key_id, **one)
+        singly.add(ANCHOR.key_id, **other)
+        singly.remove(ANCHOR.key_id, **one)
+        assert singly.covers(path_of(device.chain))
+        singly.remove(ANCHOR.key_id, **other)
+        assert not singly.covers(path_of(device.chain))
+
+
 def test_a_command_revokes_an_intermediate_too() -> None:
     device = FACTORY.issue_device("a")
     (intermediate,) = FACTORY.chain

@@ -7,6 +7,7 @@ intermediate is so, too, where its chain goes on to the root.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 
 from coapgate.model import MARK_LENGTH, MARK_PART_LENGTH
 
@@ -25,29 +26,44 @@ def issuer_mark(key_id: bytes) -> bytes:
 
 
 class Singly:
-    """What commands revoked. Mutable: it grows by `add`."""
+    """What commands revoked. Mutable: it is counted by `add` and `remove`, since two commands may
+    say one thing."""
 
     def __init__(self) -> None:
-        self._issued: set[bytes] = set()
-        self._below: dict[bytes, set[bytes]] = {}
-        self._fingerprints: set[bytes] = set()
+        self._issued: Counter[bytes] = Counter()
+        self._below: dict[bytes, Counter[bytes]] = {}
+        self._fingerprints: Counter[bytes] = Counter()
 
     def add(
-        self, key_id: bytes, *, serial: bytes = b"", issuer: bytes = b"", fingerprint: bytes = b""
+        self, key_id: bytes, serial: bytes = b"", issuer: bytes = b"", fingerprint: bytes = b""
     ) -> None:
         """Revoke a certificate by its `fingerprint` (8 octets or more), or by `serial`, big-endian.
 
         `issuer` is the first 8 octets of the SHA-256 of its issuer's key; if empty, whoever issued
         it below the key that has the SHA-256 `key_id`.
         """
+        found, mark = self._find(key_id, serial, issuer, fingerprint)
+        found[mark] += 1
+
+    def remove(
+        self, key_id: bytes, serial: bytes = b"", issuer: bytes = b"", fingerprint: bytes = b""
+    ) -> None:
+        """Take back what was added by the same words."""
+        found, mark = self._find(key_id, serial, issuer, fingerprint)
+        found[mark] -= 1
+        if not found[mark]:
+            del found[mark]
+
+    def _find(
+        self, key_id: bytes, serial: bytes, issuer: bytes, fingerprint: bytes
+    ) -> tuple[Counter[bytes], bytes]:
+        """Where it is counted, and as what."""
         if fingerprint:
-            self._fingerprints.add(fingerprint[:MARK_PART_LENGTH])
-            return
+            return self._fingerprints, fingerprint[:MARK_PART_LENGTH]
         mark = serial_mark(int.from_bytes(serial, "big"))
         if issuer:
-            self._issued.add(issuer + mark)
-        else:
-            self._below.setdefault(issuer_mark(key_id), set()).add(mark)
+            return self._issued, issuer + mark
+        return self._below.setdefault(issuer_mark(key_id), Counter()), mark
 
     def __bool__(self) -> bool:
         """Whether there are any."""

@@ -201,8 +201,8 @@ class Registry(Protocol):
     async def revoked_certificates(self) -> tuple[RevokedCertificate, ...]:
         """Those revoked one by one, at least as new as the last answer of `anchors`.
 
-        In order of revocation. The same tuple as before while nothing has changed; where some were
-        added and none was restored, the same objects are in it, and the new ones behind them.
+        In order of revocation. The same tuple as before while nothing has changed; in another one
+        those that were in it are the same objects, and new ones are behind them.
         """
 
     def note_use(self, key_id: bytes, value: str) -> None:

@@ -49,6 +49,7 @@ class Snapshot:
         self._book_version = -1
         self._book_fault: RegistryError | None = None
         self._disabled: frozenset[bytes] = frozenset()
+        self._revoked_rows: dict[int, RevokedCertificate] = {}
         self._revoked: tuple[RevokedCertificate, ...] = ()
         self._revoked_version = (0, 0)
         self._changes_version = -1
@@ -147,8 +148,11 @@ class Snapshot:
         self._max_keys = reading.max_keys_per_identity(self._reader)
         revoked_version = changes.revoked_version(self._reader)
         if revoked_version != self._revoked_version:
-            more = changes.revoked(self._reader, self._revoked_version[1])
-            # There may be 100,000: all are read again only if one of them was restored.
-            is_longer = len(self._revoked) + len(more) == revoked_version[0]
-            self._revoked = self._revoked + more if is_longer else changes.revoked(self._reader)
+            # There may be 100,000: none is read twice.
+            known = self._revoked_rows
+            known |= changes.revoked(self._reader, self._revoked_version[1])
+            if len(known) != revoked_version[0]:
+                for restored in known.keys() - changes.revoked_numbers(self._reader):
+                    del known[restored]
+            self._revoked = tuple(known.values())
             self._revoked_version = revoked_version

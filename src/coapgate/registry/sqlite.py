@@ -415,11 +415,11 @@ class SqliteRegistry:
 
     def revoke_certificate(self, revoked: RevokedCertificate) -> bool:
         with self._writing() as connection:
-            return tuple(changes.revoked(connection).values())
+            return changes.revoke(connection, revoked, self._wall())
 
     def revoked_certificates_all(self) -> tuple[RevokedCertificate, ...]:
         with self._reading() as connection:
-            return changes.revoked(connection)
+            return tuple(changes.revoked(connection).values())
 
     def restore_certificate(self, revoked: RevokedCertificate) -> bool:
         with self._writing() as connection:
