@@ -160,6 +160,14 @@ class Mosquitto:
             process.stderr.close()
 
 
+def free_udp_port() -> int:
+    """As `free_tcp_port`, for who must know a gateway's port before it serves."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def free_tcp_port() -> int:
     """A port on loopback that was free a moment ago, for programs that cannot bind port 0."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:

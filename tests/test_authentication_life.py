@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from coapgate.model import (
 )
 from coapgate.registry.memory import MemoryRegistry
 from coapgate.registry.sqlite import SqliteRegistry
+from tests.waiting import until
 
 WALL = 1_800_000_000.0
 GRACE = 3600.0
@@ -123,6 +126,31 @@ async def test_the_first_use_of_a_backup_promotes_it_once(registry: Books) -> No
     assert told.of_promotions == ["psk-2"]
     states = {key.number: key.state for key in await authentication.find_keys(b"sensor-7")}
     assert states == {1: "retiring", 2: "active"}
+
+
+async def test_what_is_written_after_its_decision_was_given_up_is_told_all_the_same(
+    tmp_path: Path,
+) -> None:
+    with SqliteRegistry.open("sqlite:///registry.db", tmp_path / "key", tmp_path) as registry:
+        rotating(registry)
+        registry.add_batch(BATCH, NEW_KEY)
+        authentication, told = judging(registry)
+        _, new = await authentication.find_keys(b"sensor-7")
+        identity = await authentication.judge_psk(new, WALL)
+        (derived,) = await authentication.find_keys(b"acme-1")
+        for late in (
+            authentication.promote(new, identity),
+            authentication.judge_psk(derived, WALL),
+        ):
+            with closing(sqlite3.connect(registry.path, isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                decision = asyncio.ensure_future(late)
+                await until(registry._lock.locked, "it is being written")
+                decision.cancel()  # by its deadline
+            await decision
+
+    assert told.of_promotions == [f"psk-{new.number}"]
+    assert told.of_devices == [("1", "batch")]
 
 
 async def test_a_device_that_never_switches_changes_nothing(registry: Books) -> None:

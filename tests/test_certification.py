@@ -14,10 +14,19 @@ from cryptography.x509.oid import NameOID
 
 from coapgate.authentication import Authentication
 from coapgate.errors import Reason, Refused, RegistryError
-from coapgate.model import DEFAULT_TENANT, DeviceId, DeviceIdSource, Identity, Tenant, TrustAnchor
+from coapgate.model import (
+    DEFAULT_TENANT,
+    AnchorState,
+    DeviceId,
+    DeviceIdSource,
+    Identity,
+    Tenant,
+    TrustAnchor,
+)
 from coapgate.pki.anchors import parse_anchor
 from coapgate.pki.factory import DAY, FactoryCa, IssuedCertificate
-from coapgate.pki.revocation import issuer_mark, key_id_of, parse_lists
+from coapgate.pki.revocation import key_id_of, parse_lists
+from coapgate.pki.revoked import issuer_mark
 from coapgate.registry.base import RevokedCertificate
 from coapgate.registry.memory import MemoryRegistry
 from coapgate.registry.sqlite import SqliteRegistry
@@ -159,6 +168,81 @@ async def test_a_revoked_certificate_brings_no_device_into_being(registry: Books
     assert await registry.find_device(DEFAULT_TENANT, SENSOR_7) is None
 
 
+async def test_what_is_revoked_below_an_intermediate_does_not_come_back_by_its_root(
+    registry: Books,
+) -> None:
+    line = anchor_of(FACTORY, "line")
+    registry.add_anchor(anchor_of())
+    registry.add_anchor(line)
+    stolen, lost, good = (FACTORY.issue_device(name) for name in ("stolen", "lost", "good"))
+    authentication = Authentication(registry)
+
+    registry.revoke_certificate(
+        RevokedCertificate(line.key_id, fingerprint=fingerprint_of(stolen)[:16])
+    )
+    registry.revoke_certificate(
+        RevokedCertificate(line.key_id, serial=serial_octets(lost.chain[0]))
+    )
+    registry.remove_anchor("line")
+
+    for chain in (stolen.chain, lost.chain):
+        assert (await refused(authentication, chain)).reason is Reason.REVOKED
+    identity = await authentication.judge_chain(good.chain, WALL)
+    assert identity.anchor == anchor_of().key_id
+
+
+async def test_below_a_disabled_anchor_nobody_comes_in_by_its_root(registry: Books) -> None:
+    line = anchor_of(FACTORY, "line")
+    registry.add_anchor(anchor_of())
+    chain = FACTORY.issue_device("sensor-7").chain
+    authentication = Authentication(registry)
+    by_root = await authentication.judge_chain(chain, WALL)
+    beside = await authentication.judge_chain(ROOT.issue_device("sensor-8").chain, WALL)
+    registry.add_anchor(line)
+    assert not (await authentication.see_revoked())(by_root)
+
+    registry.set_anchor_state("line", AnchorState.DISABLED)
+
+    assert (await refused(authentication, chain)).reason is Reason.UNTRUSTED
+    assert await still_good(authentication, by_root) is Reason.UNTRUSTED
+    assert await still_good(authentication, beside) is None
+    is_revoked = await authentication.see_revoked()
+    assert is_revoked(by_root)
+    assert not is_revoked(beside)
+    registry.remove_anchor("line")
+    await authentication.judge_chain(chain, WALL)
+
+
+async def test_whom_a_command_or_a_list_names_is_told_without_asking_again(
+    registry: Books,
+) -> None:
+    registry.add_anchor(anchor_of())
+    authentication = Authentication(registry)
+    devices = [ROOT.issue_device(f"sensor-{number}") for number in range(4)]
+    identities = [await authentication.judge_chain(each.chain, WALL) for each in devices]
+
+    async def named() -> list[int]:
+        is_revoked = await authentication.see_revoked()
+        return [number for number, each in enumerate(identities) if is_revoked(each)]
+
+    marks = [
+        RevokedCertificate(anchor_of().key_id, fingerprint=fingerprint_of(each)[:16])
+        for each in devices
+    ]
+    assert await named() == []
+    registry.revoke_certificate(marks[0])
+    assert await named() == [0]
+    registry.revoke_certificate(marks[1])
+    registry.revoke_certificate(marks[2])
+    assert await named() == [0, 1, 2]
+    use_list(authentication, devices[3].chain[0])
+    assert await named() == [0, 1, 2, 3]
+    registry.restore_certificate(marks[1])
+    registry.revoke_certificate(marks[1])
+    registry.restore_certificate(marks[0])
+    assert await named() == [1, 2, 3]
+
+
 # --- revoked by a list
 
 
@@ -171,7 +255,7 @@ def use_list(
     )
     anchor = anchor_of()
     lists = parse_lists(signed.public_bytes(Encoding.PEM), anchor, WALL)
-    authentication.use_lists(anchor.key_id, lists)
+    authentication.use_lists(anchor.key_id, {"factory.crl": lists})
 
 
 async def test_a_list_that_revokes_an_intermediate_ends_all_below_it(registry: Books) -> None:
@@ -208,6 +292,25 @@ async def test_a_stale_list_refuses_handshakes_if_hard_and_ends_no_session(regis
     assert await still_good(authentication, identity) is None
 
 
+async def test_until_a_list_was_read_nobody_new_is_let_in_in_soft_mode_too(registry: Books) -> None:
+    registry.add_anchor(replace(anchor_of(), crl_files=("factory.crl", "more.crl")))
+    authentication = Authentication(registry)
+    chain = ROOT.issue_device("sensor-7").chain
+    for lists in ({}, {"factory.crl": ()}, {"other.crl": ()}):
+        authentication.use_lists(anchor_of().key_id, lists)
+        refusal = await refused(authentication, chain)
+        assert refusal.reason is Reason.UNAVAILABLE
+        assert refusal.detail == "a revocation list could not be read yet"
+
+    authentication.use_lists(anchor_of().key_id, {"factory.crl": (), "more.crl": ()})
+    identity = await authentication.judge_chain(chain, WALL)
+
+    # Another file is named that was not read yet: what was good before goes on.
+    registry.change_anchor(replace(anchor_of(), crl_files=("new.crl",)))
+    assert (await refused(authentication, chain)).reason is Reason.UNAVAILABLE
+    assert await still_good(authentication, identity) is None
+
+
 async def test_without_a_list_again_nothing_is_revoked_by_it(registry: Books) -> None:
     registry.add_anchor(anchor_of())
     authentication = Authentication(registry)
@@ -215,7 +318,7 @@ async def test_without_a_list_again_nothing_is_revoked_by_it(registry: Books) ->
     use_list(authentication, chain[0])
     assert (await refused(authentication, chain)).reason is Reason.REVOKED
 
-    authentication.use_lists(anchor_of().key_id, ())
+    authentication.use_lists(anchor_of().key_id, {})
 
     await authentication.judge_chain(chain, WALL)
 

@@ -8,14 +8,18 @@ import logging
 import socket
 import sqlite3
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from coapgate.authentication import BUILT_AT
+from coapgate.dtls.client import Credential
 from coapgate.errors import (
     Alert,
     CertificateError,
@@ -26,6 +30,7 @@ from coapgate.errors import (
 )
 from coapgate.gateway import open_gateway, reasons_not_to_serve
 from coapgate.model import DEFAULT_TENANT, Code, DeviceId
+from coapgate.revocation_lists import RevocationLists
 from coapgate.simulated.device import Device
 from coapgate.simulated.message import Kind, Message
 from tests import gateway_fixtures
@@ -33,7 +38,7 @@ from tests.conftest import StartMosquitto
 from tests.fakes.broker import FakeBroker
 from tests.gateway_fixtures import Install, StartGateway
 from tests.gateways import Installation, Running, running, running_process
-from tests.peers import Mosquitto, free_tcp_port
+from tests.peers import Mosquitto, free_tcp_port, free_udp_port
 from tests.programs import Program, started
 from tests.pumped import changed, post
 from tests.rawpeer import connected
@@ -126,6 +131,76 @@ def test_every_reason_is_given() -> None:
         "the broker is not connected",
         "the clock is before the day this was built: no certificate can be judged",
     ]
+
+
+# --- who comes while it starts
+
+
+@asynccontextmanager
+async def slow_start(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, coming: Credential
+) -> AsyncIterator[tuple[Running, asyncio.Task[Device]]]:
+    """A gateway in whose start a device comes, while revocation lists are read; its handshake."""
+    bind = installation.settings.dtls.bind[0]
+    look = RevocationLists.look
+    trying: list[asyncio.Task[Device]] = []
+    device = Device(bind.host, bind.port, coming)
+
+    async def slow(lists: RevocationLists, *, again: bool = False) -> None:
+        if not trying:
+            trying.append(asyncio.create_task(device.__aenter__()))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.5):  # a handshake takes some milliseconds
+                    await asyncio.shield(asyncio.wait(trying))
+        await look(lists, again=again)
+
+    monkeypatch.setattr(RevocationLists, "look", slow)
+    async with starting(installation) as gateway:
+        await asyncio.wait(trying)
+        yield gateway, trying[0]
+        if trying[0].exception() is None:
+            await device.__aexit__(None, None, None)
+
+
+@pytest.mark.expects_warnings(NOBODY_LISTENS)
+async def test_nobody_is_let_in_before_what_is_revoked_is_known(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bind = {"dtls": {"bind": f"127.0.0.1:{free_udp_port()}"}}
+    installation = install(f"mqtt://127.0.0.1:{free_tcp_port()}", **bind)
+    stolen = installation.ca.issue_device("stolen-1")
+    serial = x509.load_der_x509_certificate(stolen.chain[0]).serial_number
+    file = installation.folder / "ca.crl"
+    file.write_bytes(installation.ca.sign_list({serial: time.time()}).public_bytes(Encoding.PEM))
+    installation.add_anchor(crl_files=(str(file),))
+    credential = installation.certificate(stolen)
+    async with slow_start(installation, monkeypatch, credential) as (_, handshake):
+        with pytest.raises(DeviceRefused) as refused:
+            await handshake
+    assert refused.value.alert is Alert.CERTIFICATE_REVOKED
+    assert list(installation.registry.devices()) == []
+
+
+@pytest.mark.expects_warnings(NOBODY_LISTENS)
+async def test_who_comes_while_it_starts_shares_no_slot_of_the_store_with_anybody(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bind = {"dtls": {"bind": f"127.0.0.1:{free_udp_port()}"}}
+    installation = install(f"mqtt://127.0.0.1:{free_tcp_port()}", **bind)
+    keys = [installation.add_psk(f"sensor-{number}") for number in range(3)]
+    async with starting(installation) as gateway:
+        sleeping = await gateway.device(keys[0]).__aenter__()
+        sleeping.sleep()
+    async with (
+        slow_start(installation, monkeypatch, keys[1]) as (gateway, handshake),
+        gateway.device(keys[2]),
+    ):
+        await handshake
+        pump = gateway.gateway.pump
+        slots = [each.slot for each in pump.server.traffic.associations.snapshot()]
+        assert pump.stored == len(set(slots)) == len(slots) == 3
+        await sleeping.resume()
+        await sleeping.__aexit__(None, None, None)
 
 
 # --- what cannot start

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from coapgate import revocation_reading
 from coapgate.errors import RegistryUnavailable
 from coapgate.model import DEFAULT_TENANT, DeviceIdSource, TrustAnchor
 from coapgate.pki.anchors import parse_anchor
 from coapgate.pki.factory import DAY, FactoryCa
-from coapgate.pki.revocation import RevocationList
+from coapgate.pki.revocation import RevocationList, parse_lists
+from coapgate.pki.revoked import serial_mark
 from coapgate.revocation_lists import RevocationLists
+from coapgate.revocation_reading import MAX_IN_THREAD
 from tests.waiting import until
 
 WALL = 1_800_000_000.0
@@ -51,6 +54,8 @@ class House:
         self.fault: Exception | None = None
         self.wall = WALL
         self.used: list[tuple[bytes, list[int]]] = []
+        self.files: set[str] = set()
+        self.in_force: list[RevocationList] = []
         self.lists = RevocationLists(folder, self.find_anchors, self.use, lambda: self.wall)
 
     async def find_anchors(self) -> tuple[TrustAnchor, ...]:
@@ -58,8 +63,11 @@ class House:
             raise self.fault
         return tuple(self.anchors)
 
-    def use(self, key_id: bytes, lists: tuple[RevocationList, ...]) -> None:
-        self.used.append((key_id, [len(each.revoked) for each in lists]))
+    def use(self, key_id: bytes, lists: Mapping[str, tuple[RevocationList, ...]]) -> None:
+        self.files = set(lists)
+        self.in_force = [each for file in lists.values() for each in file]
+        counts = [len(each.revoked) for file in lists.values() for each in file]
+        self.used.append((key_id, counts))
 
     def write(self, octets: bytes, name: str = "acme.crl") -> None:
         new = self.folder / "new"
@@ -134,6 +142,66 @@ async def test_a_file_that_cannot_be_used_leaves_the_old_list_in_force_and_is_to
 
 
 @pytest.mark.expects_warnings("revocation list kept")
+async def test_an_older_list_does_not_replace_a_newer_one(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.write(signed(7, number=5))
+    await house.lists.look()
+    house.write(signed(number=4))
+    await house.lists.look()
+
+    assert [used[1] for used in house.used] == [[1]]
+    assert house.lists.failures == 1
+    (record,) = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert "number 4, is older than the one in force, number 5" in record.__dict__["detail"]
+    # Of several in one file the newest counts.
+    house.write(signed(7, number=5) + signed(number=4))
+    await house.lists.look()
+    house.write(signed(number=3) + signed(7, 8, number=6))
+    await house.lists.look()
+    assert house.lists.failures == 1
+
+
+async def test_a_large_list_is_read_by_a_process_of_its_own(house: House) -> None:
+    serials = range(1 << 80, (1 << 80) + MAX_IN_THREAD // 30)
+    house.write(signed(*serials))
+    await house.lists.look()
+    await house.lists.look(again=True)
+
+    assert [used[1] for used in house.used] == [[len(serials)]]
+    (found,) = house.in_force
+    (parsed,) = parse_lists(signed(*serials), house.anchors[0], WALL)
+    assert found == parsed
+    assert found.revoked == parsed.revoked
+    assert found.names(serial_mark(serials[-1]))
+    assert not found.names(serial_mark(1))
+
+
+@pytest.mark.expects_warnings("revocation list cannot be used")
+async def test_what_is_wrong_with_a_large_file_is_told(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.write(b"x" * (MAX_IN_THREAD + 1))
+    await house.lists.look()
+
+    (record,) = caplog.records
+    assert "no revocation list can be read from it" in record.__dict__["detail"]
+    assert "openssl crl" in record.__dict__["hint"]
+
+
+@pytest.mark.expects_warnings("revocation list cannot be used")
+async def test_a_process_that_takes_too_long_is_ended(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(revocation_reading, "READ_TIME", 0.0)
+    house.write(b"x" * (MAX_IN_THREAD + 1))
+    await house.lists.look()
+
+    (record,) = caplog.records
+    assert "the process that reads it failed" in record.__dict__["detail"]
+
+
+@pytest.mark.expects_warnings("revocation list kept")
 async def test_a_file_that_is_removed_leaves_its_list_in_force(house: House) -> None:
     house.write(signed(7))
     await house.lists.look()
@@ -179,6 +247,44 @@ async def test_an_anchor_that_goes_or_names_no_file_any_more_has_no_list(house: 
 
     assert house.used == [(key_id, [1]), (key_id, [])]
     assert house.lists.next_updates() == {}
+
+
+@pytest.mark.expects_warnings("revocation list cannot be used")
+async def test_the_lists_of_an_anchor_stay_in_force_until_all_its_new_files_were_read(
+    house: House,
+) -> None:
+    key_id = house.anchors[0].key_id
+    house.write(signed(7))
+    await house.lists.look()
+    house.anchors = [trust(ROOT, "acme", "new.crl", "more.crl")]
+    await house.lists.look()
+    assert house.used == [(key_id, [1])]
+
+    house.write(signed(7, 8), "new.crl")
+    await house.lists.look()
+    assert house.files == {"acme.crl", "new.crl"}
+    house.write(signed(7, 8, 9), "more.crl")
+    await house.lists.look()
+    assert house.files == {"new.crl", "more.crl"}
+
+
+@pytest.mark.expects_warnings("revocation list cannot be used")
+async def test_a_file_that_broke_while_its_anchor_was_disabled_counts_as_never_read(
+    house: House,
+) -> None:
+    anchors = house.anchors
+    house.write(signed(7))
+    await house.lists.look()
+    house.anchors = []
+    await house.lists.look()
+    assert house.used[1:] == [(anchors[0].key_id, [])]
+    assert house.files == set()
+
+    house.anchors = anchors
+    house.write(b"half")
+    await house.lists.look()
+    assert house.files == set()
+    assert house.lists.count_stale() == 1
 
 
 async def test_while_the_registry_is_away_what_is_known_stays(house: House) -> None:

@@ -93,6 +93,7 @@ async def open_udp(core: Echo) -> AsyncIterator[Open]:
             udp = Udp(core, receive_buffer, make_socket)
             udp.open(binds or (LOOPBACK,))
             stack.callback(udp.close)
+            udp.listen()
             return udp
 
         yield start

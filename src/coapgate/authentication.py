@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -98,8 +98,8 @@ class Authentication:
         """Seconds that a key is good before and after its validity."""
         return self._clock_skew
 
-    def use_lists(self, key_id: bytes, lists: tuple[RevocationList, ...]) -> None:
-        """Below this anchor these revocation lists are in force from now on."""
+    def use_lists(self, key_id: bytes, lists: Mapping[str, tuple[RevocationList, ...]]) -> None:
+        """As `Certification.use_lists`."""
         self._certification.use_lists(key_id, lists)
 
     async def find_keys(self, identity: bytes) -> tuple[PskCredential, ...]:
@@ -236,6 +236,13 @@ class Authentication:
         if reason is not None:
             raise Refused(reason, proven=(identity.tenant, identity.device, identity.credential))
         return identity
+
+    async def see_revoked(self) -> Callable[[Identity], bool]:
+        """As `Certification.see_revoked`. Raises Refused (unavailable)."""
+        try:
+            return await self._certification.see_revoked()
+        except RegistryError as error:
+            raise unavailable(error) from error
 
     async def _review_psk(self, identity: Identity, wall: float) -> tuple[Identity, Reason | None]:
         match = _PSK.fullmatch(identity.credential)

@@ -5,13 +5,23 @@ Asked about a peer whose Finished verified, and about those that were let in bef
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 from coapgate.errors import AlreadyExists, CertificateError, Reason, Refused, RegistryError
-from coapgate.model import Device, DeviceId, Identity, Method, Tenant, TrustAnchor
+from coapgate.model import (
+    MARK_LENGTH,
+    MARK_PART_LENGTH,
+    Device,
+    DeviceId,
+    Identity,
+    Method,
+    Tenant,
+    TrustAnchor,
+)
 from coapgate.pki.chains import ChainVerifier, VerifiedChain, claimed_subject
 from coapgate.pki.revocation import RevocationList, Revocations
+from coapgate.pki.revoked import Singly, issuer_mark
 from coapgate.registry.base import RevokedCertificate
 
 BUILT_AT = 1_788_220_800.0
@@ -39,6 +49,8 @@ class Registry(Protocol):
 
     async def anchors(self) -> tuple[TrustAnchor, ...]: ...
 
+    async def disabled_anchors(self) -> frozenset[bytes]: ...
+
     async def revoked_certificates(self) -> tuple[RevokedCertificate, ...]: ...
 
     def note_use(self, key_id: bytes, value: str) -> None: ...
@@ -62,13 +74,19 @@ class Certification:
         self._registry = registry
         self._anchors: tuple[TrustAnchor, ...] = ()
         self._verifier = ChainVerifier(())
-        self._lists: dict[bytes, tuple[RevocationList, ...]] = {}
+        self._lists: dict[bytes, Mapping[str, tuple[RevocationList, ...]]] = {}
         self._revoked: tuple[RevokedCertificate, ...] = ()
+        self._singly = Singly()
+        self._disabled: frozenset[bytes] = frozenset()
+        self._disabled_marks: frozenset[bytes] = frozenset()
         self._revocations: dict[bytes, Revocations] = {}
         self._recent: set[_Pair] = set()
 
-    def use_lists(self, key_id: bytes, lists: tuple[RevocationList, ...]) -> None:
-        """Below this anchor these revocation lists are in force from now on."""
+    def use_lists(self, key_id: bytes, lists: Mapping[str, tuple[RevocationList, ...]]) -> None:
+        """Below this anchor these revocation lists are in force from now on, by their files.
+
+        While one of the anchor's `crl_files` is not among them, no handshake is let in below it.
+        """
         self._lists[key_id] = lists
         if not lists:
             del self._lists[key_id]
@@ -104,7 +122,10 @@ class Certification:
         pair = (anchor.key_id, anchor.pair_value(verified.tenant, verified.value))
         device = await self._registry.find_certificate_device(*pair)
         credential = f"sha256:{verified.fingerprint.hex()[:16]}"
-        revocations = await self._revocations_below(anchor)
+        await self._see_revoked()
+        if self._disabled_marks and self._is_below_disabled(verified.path):
+            raise Refused(Reason.UNTRUSTED, "an issuer of it is an anchor that is disabled")
+        revocations = self._revocations_below(anchor)
         if revocations:
             try:
                 revocations.judge(verified.path, wall)
@@ -166,8 +187,27 @@ class Certification:
             return Reason.CREDENTIAL_MISMATCH
         if not device.enabled:
             return Reason.DISABLED
-        revocations = await self._revocations_below(anchor)
+        await self._see_revoked()
+        if self._is_below_disabled(identity.path):
+            return Reason.UNTRUSTED
+        revocations = self._revocations_below(anchor)
         return Reason.REVOKED if revocations.covers(identity.path) else None
+
+    async def see_revoked(self) -> Callable[[Identity], bool]:
+        """Take notice of what is revoked now, and tell quickly, without the registry, whom
+        `review` would not let stay for it. Raises RegistryError.
+        """
+        anchors = {anchor.key_id: anchor for anchor in await self._registry.anchors()}
+        await self._see_revoked()
+
+        def is_revoked(identity: Identity) -> bool:
+            anchor = anchors.get(identity.anchor or b"")
+            return anchor is not None and (
+                self._revocations_below(anchor).covers(identity.path)
+                or self._is_below_disabled(identity.path)
+            )
+
+        return is_revoked
 
     async def note_uses(self, identities: Iterable[Identity]) -> None:
         """Sessions that were opened by these certificates go on. Raises RegistryError."""
@@ -191,20 +231,44 @@ class Certification:
         self._anchors = anchors
         return self._verifier
 
-    async def _revocations_below(self, anchor: TrustAnchor) -> Revocations:
-        """What is revoked below an anchor at this moment; put together only if it changed."""
-        revoked = await self._registry.revoked_certificates()
-        if revoked is not self._revoked:
-            self._revoked = revoked
-            self._revocations.clear()
+    async def _see_revoked(self) -> None:
+        """What commands have revoked and disabled by now: what is new is added to what is known."""
+        disabled = await self._registry.disabled_anchors()
+        if disabled is not self._disabled:
+            self._disabled = disabled
+            self._disabled_marks = frozenset(map(issuer_mark, disabled))
+        revoked, known = await self._registry.revoked_certificates(), self._revoked
+        if revoked is known:
+            return
+        count = len(known)
+        # They are in order: where the last one known has its place still, none before it has gone.
+        if count and not (len(revoked) >= count and revoked[count - 1] is known[-1]):
+            present = set(map(id, revoked))
+            gone = [each for each in known if id(each) not in present]
+            for each in gone:
+                self._singly.remove(*_words(each))
+            count -= len(gone)
+        for each in revoked[count:]:
+            self._singly.add(*_words(each))
+        self._revoked = revoked
+
+    def _is_below_disabled(self, path: bytes) -> bool:
+        """Whether an issuer of a path, which leads to another anchor, is one that is disabled."""
+        marks = self._disabled_marks
+        return any(
+            path[at : at + MARK_PART_LENGTH] in marks for at in range(0, len(path), MARK_LENGTH)
+        )
+
+    def _revocations_below(self, anchor: TrustAnchor) -> Revocations:
+        """What is revoked below an anchor; put together only if it changed."""
         found = self._revocations.get(anchor.key_id)
         if found is None:
-            below = [each for each in revoked if each.key_id == anchor.key_id]
+            lists = self._lists.get(anchor.key_id, {})
             found = self._revocations[anchor.key_id] = Revocations.gather(
-                self._lists.get(anchor.key_id, ()),
-                serials=[(each.issuer, each.serial) for each in below if each.serial],
-                fingerprints=[each.fingerprint for each in below if each.fingerprint],
+                (each for file in lists.values() for each in file),
+                self._singly,
                 is_hard=anchor.crl_mode == "hard",
+                is_complete=lists.keys() >= set(anchor.crl_files),
             )
         return found
 
@@ -232,3 +296,8 @@ class Certification:
 
 def unavailable(error: Exception) -> Refused:
     return Refused(Reason.UNAVAILABLE, str(error))
+
+
+def _words(revoked: RevokedCertificate) -> tuple[bytes, bytes, bytes, bytes]:
+    """What `Singly` is told of one."""
+    return revoked.key_id, revoked.serial, revoked.issuer, revoked.fingerprint

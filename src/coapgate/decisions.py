@@ -17,7 +17,8 @@ class Decisions:
     """Runs coroutines: at once up to their first wait, and what does wait as a task of `tasks`.
 
     The embedded registry answers without waiting, and tasks with deadlines for a handshake's two
-    decisions would cost half as much as the handshake. Each waits `timeout` seconds at most;
+    decisions would cost half as much as the handshake. Each waits `timeout` seconds at most, but
+    for a write that is under way (`SqliteRegistry`): of that its coroutine may still have to tell.
     `ended` is called after each that waited. What a coroutine raises costs itself alone.
 
     Those about peers that proved a key are as many as handshakes may be. The others go on when

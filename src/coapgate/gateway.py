@@ -241,10 +241,12 @@ async def _serving(
         bridge,
         http.serving(application, settings.http.bind, tasks) as http_address,
     ):
-        udp.open(tuple((bind.host, bind.port) for bind in settings.dtls.bind))
+        # Nobody is heard before it is known what is revoked, and who goes on.
         await upkeep.begin()
+        udp.open(tuple((bind.host, bind.port) for bind in settings.dtls.bind))
         backends.recover()
         await pump.recover(udp.can_reach, journal)
+        udp.listen()
         from_bus = tasks.create_task(backends.run(), name="backends")
         to_broker = tasks.create_task(connection.run(), name="mqtt")
         keeping_up = tasks.create_task(upkeep.run(), name="upkeep")

@@ -2,6 +2,8 @@
 
 A change in the registry concerns the associations of one device, or those below one trust anchor,
 or those of one tenant; and time concerns all whose credential ends. Each of them is judged again.
+What is revoked concerns few of many: of all that have a certificate those are judged again that it
+names.
 Nothing is kept for an association but what its identity says: devices are found by name, and
 everything else by walking over all associations, a bounded piece at a time.
 """
@@ -24,6 +26,8 @@ from coapgate.sessions import Sessions
 
 TURN = 10_000
 """What one turn may cost, with an association that is looked at as the unit: 4 ms or so."""
+ASK_COST = 4
+"""What it costs to ask of one whether it is revoked."""
 REVIEW_COST = 50
 """What it costs to judge one again."""
 END_COST = 50
@@ -38,6 +42,8 @@ MAX_RECENT = 10_000
 """Changes remembered for those whose handshake began before them."""
 
 _EVERYTHING = None
+_CERTIFICATES: Hashable = object()
+"""Whoever has one: some may be revoked."""
 
 
 class Live(Protocol):
@@ -83,9 +89,10 @@ class Reviews:
     """Judges live associations again when something may have changed for them.
 
     `review(identity, wall)` answers with the identity as it is now, or raises Refused; `end` closes
-    an association for a reason. `clock_skew` is the seconds that a key is good after its end.
-    A handshake takes `window` seconds at most: whoever began one before a change may have been
-    judged by what was before it.
+    an association for a reason. `see_revoked` takes notice of what is revoked, and answers with
+    what tells quickly whether an identity is; it raises Refused (unavailable). `clock_skew` is the
+    seconds that a key is good after its end. A handshake takes `window` seconds at most: whoever
+    began one before a change may have been judged by what was before it.
 
     Mutable: what waits to be judged, the walk that is under way, and the changes of the last
     `window` seconds. Call `look` every half second, then `turn` while there `is_more`.
@@ -97,12 +104,14 @@ class Reviews:
         review: Callable[[Identity, float], Awaitable[Identity]],
         end: Callable[[Association, Reason], None],
         *,
+        see_revoked: Callable[[], Awaitable[Callable[[Identity], bool]]],
         clock_skew: float,
         window: float,
     ) -> None:
         self._live = live
         self._review = review
         self._end = end
+        self._see_revoked = see_revoked
         self._clock_skew = clock_skew
         self._window = window
         self._waiting: deque[Association] = deque()
@@ -136,11 +145,14 @@ class Reviews:
             elif change.kind == "batch":
                 self._concern(change.tenant, now)
             else:
-                self._concern(change.key_id, now)
+                if change.kind == "anchor":
+                    self._concern(change.key_id, now)
+                # One that is disabled ends what is below it by way of another, too.
+                self.concern_revoked(now)
 
-    def concern_anchor(self, key_id: bytes, now: float) -> None:
-        """What is known of certificates below an anchor has changed: its revocation lists."""
-        self._concern(key_id, now)
+    def concern_revoked(self, now: float) -> None:
+        """Other certificates are revoked than before: by a command, or a revocation list."""
+        self._concern(_CERTIFICATES, now)
 
     def may_have_changed(self, identity: Identity) -> bool:
         """Whether who was judged by what a handshake was told at its beginning is to be judged once
@@ -149,6 +161,7 @@ class Reviews:
         return bool(recent) and (
             (identity.tenant, identity.device) in recent
             or _group(identity) in recent
+            or (identity.anchor is not None and _CERTIFICATES in recent)
             or _EVERYTHING in recent
         )
 
@@ -211,6 +224,7 @@ class Reviews:
     async def _go_on(self, walk: _Walk, left: int, wall: float) -> None:
         associations, concerned, skew = walk.associations, walk.concerned, self._clock_skew
         is_everybody = _EVERYTHING in concerned
+        is_revoked = await self._whom_is_revoked() if _CERTIFICATES in concerned else None
         edges = [wall + ahead for ahead in HORIZONS.values()]
         ending = walk.ending
         position = walk.position
@@ -226,7 +240,11 @@ class Reviews:
             elif anchor is None:
                 end += skew
             group: Hashable = identity.tenant if anchor is None else anchor
-            if (is_everybody or wall > end or group in concerned) and _is_open(association):
+            is_concerned = is_everybody or wall > end or group in concerned
+            if is_revoked is not None and anchor is not None and not is_concerned:
+                left -= ASK_COST
+                is_concerned = is_revoked(identity)
+            if is_concerned and _is_open(association):
                 walk.position = position  # a mistake of ours costs one, not all behind it
                 await self._judge(association, wall)
                 left -= REVIEW_COST if _is_open(association) else REVIEW_COST + END_COST
@@ -241,6 +259,15 @@ class Reviews:
             self._walk = None
             self._earliest_end = min(self._earliest_end, walk.earliest)
             self.expiring = dict(zip(HORIZONS, accumulate(ending), strict=False))
+
+    async def _whom_is_revoked(self) -> Callable[[Identity], bool] | None:
+        """None: nobody can say now, and another walk will ask."""
+        try:
+            return await self._see_revoked()
+        except Refused as refusal:
+            self.unavailable = refusal
+            self._wanted.add(_CERTIFICATES)
+            return None
 
     async def _judge(self, association: Association, wall: float) -> None:
         """Judge one again, and end it if need be; or later, if nobody can say now."""

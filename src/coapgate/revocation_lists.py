@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ from pathlib import Path
 from coapgate.errors import CertificateError, RegistryError
 from coapgate.logs import Seldom
 from coapgate.model import TrustAnchor
-from coapgate.pki.revocation import RevocationList, load_lists
+from coapgate.pki.revocation import RevocationList
+from coapgate.revocation_reading import read_lists
 
 LOOK_INTERVAL = 1.0
 """Seconds between two looks at the files."""
@@ -26,21 +27,29 @@ _Place = tuple[bytes, str]
 """A file as an anchor names it: the anchor's key id, and the path."""
 
 
+_Seen = tuple[int, int, int]
+"""What tells whether a file was replaced: when it was written, its inode, its size."""
+
+
 @dataclass(slots=True)
 class _File:
-    """What a file was when it was last tried, and the lists of when it was last good."""
+    """What a file was when it was last tried, and the lists of when it was last good: None, if it
+    never was."""
 
-    seen: tuple[int, int, int] | None = None
+    seen: _Seen | None = None
     anchor: bytes = b""
-    lists: tuple[RevocationList, ...] = ()
-    is_good: bool = False
+    digest: bytes = b""
+    lists: tuple[RevocationList, ...] | None = None
 
 
 class RevocationLists:
     """Watches the `crl_files` of all anchors, relative to `base`.
 
-    `use(key_id, lists)` is told whenever those of an anchor are others than before: of all its
-    files. Mutable: the files as they were last seen, and the anchors. Call `look`, with `again` to
+    `use(key_id, lists)` is told whenever those of an anchor are others than before: of each of its
+    files that was good at least once. When an anchor names other files, the lists of the old ones
+    stay in force until all of the new ones were good.
+
+    Mutable: the files as they were last seen, and the anchors. Call `look`, with `again` to
     read what has not changed too, or let `run` do so.
     """
 
@@ -48,7 +57,7 @@ class RevocationLists:
         self,
         base: Path,
         anchors: Callable[[], Awaitable[tuple[TrustAnchor, ...]]],
-        use: Callable[[bytes, tuple[RevocationList, ...]], None],
+        use: Callable[[bytes, Mapping[str, tuple[RevocationList, ...]]], None],
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.anchors: tuple[TrustAnchor, ...] = ()
@@ -94,15 +103,27 @@ class RevocationLists:
         named = {
             (anchor.key_id, file): anchor for anchor in self.anchors for file in anchor.crl_files
         }
-        changed = {place[0] for place in self._files.keys() - named.keys()}
-        for place in self._files.keys() - named.keys():
-            del self._files[place]
+        paths = {place: self._base / place[1] for place in named}
+        seen = await asyncio.to_thread(_see, paths)
+        changed = set()
         for place, anchor in named.items():
-            if await self._is_read(place, anchor, again=again):
+            if await self._is_read(place, anchor, seen[place], again=again):
+                changed.add(place[0])
+        unread = {place[0] for place in named if self._files[place].lists is None}
+        believed = {anchor.key_id for anchor in self.anchors}
+        for place in self._files.keys() - named.keys():
+            if place[0] not in unread or place[0] not in believed:
+                del self._files[place]
                 changed.add(place[0])
         for key_id in changed:
-            files = (file for (owner, _), file in self._files.items() if owner == key_id)
-            self._use(key_id, tuple(each for file in files for each in file.lists))
+            self._use(
+                key_id,
+                {
+                    name: file.lists
+                    for (owner, name), file in self._files.items()
+                    if owner == key_id and file.lists is not None
+                },
+            )
         self._complain_of_stale()
 
     def next_updates(self) -> dict[str, float]:
@@ -112,7 +133,7 @@ class RevocationLists:
             ends = [
                 each.next_update
                 for file in anchor.crl_files
-                for each in self._files.get((anchor.key_id, file), _File()).lists
+                for each in self._files.get((anchor.key_id, file), _File()).lists or ()
             ]
             if ends:
                 updates[anchor.name] = min(ends)
@@ -121,47 +142,87 @@ class RevocationLists:
     def count_stale(self) -> int:
         """How many lists in force are stale, and files that were never good."""
         wall = self._wall()
-        lists = (each for file in self._files.values() for each in file.lists)
-        never = sum(not file.lists for file in self._files.values())
+        lists = (each for file in self._files.values() for each in file.lists or ())
+        never = sum(file.lists is None for file in self._files.values())
         return never + sum(each.next_update < wall for each in lists)
 
-    async def _is_read(self, place: _Place, anchor: TrustAnchor, *, again: bool) -> bool:
+    async def _is_read(
+        self, place: _Place, anchor: TrustAnchor, seen: _Seen | None, *, again: bool
+    ) -> bool:
         """Read a file if it has changed; whether there are other lists in it now."""
         path = self._base / place[1]
-        try:
-            status = path.stat()
-            seen = (status.st_mtime_ns, status.st_ino, status.st_size)
-        except OSError:
-            seen = None  # reading it says why
         file = self._files.get(place)
         if file is None:
             file = self._files[place] = _File()
         elif seen == file.seen and anchor.certificate == file.anchor and not again:
             return False
+        known = file.digest if anchor.certificate == file.anchor else b""
         file.seen, file.anchor = seen, anchor.certificate
         try:
-            lists = await asyncio.to_thread(load_lists, path, anchor, self._wall())
+            digest, lists = await read_lists(path, anchor, self._wall(), known)
+            if lists is not None:
+                _require_newer(path, lists, file.lists or ())
         except CertificateError as error:
             self.failures += 1
-            file.is_good = False
-            message = "revocation list kept" if file.lists else "revocation list cannot be used"
+            never = file.lists is None
+            message = "revocation list cannot be used" if never else "revocation list kept"
             fields = {"anchor": anchor.name, "detail": str(error), "hint": error.hint}
             log.error(message, extra=fields)
             return False
-        is_other = lists != file.lists
-        file.lists, file.is_good = lists, True
-        if is_other:
-            revoked = sum(len(each.revoked) for each in lists)
-            where = {"anchor": anchor.name, "file": str(path)}
-            log.info("revocation list in force", extra=where | {"revoked": revoked})
-        return is_other
+        if lists is None:
+            return False
+        file.lists, file.digest = lists, digest
+        revoked = sum(len(each.revoked) for each in lists)
+        where = {"anchor": anchor.name, "file": str(path)}
+        log.info("revocation list in force", extra=where | {"revoked": revoked})
+        return True
 
     def _complain_of_stale(self) -> None:
         wall = self._wall()
         for anchor in self.anchors:
             for file in anchor.crl_files:
-                for each in self._files[anchor.key_id, file].lists:
+                for each in self._files[anchor.key_id, file].lists or ():
                     kind = (anchor.key_id, file, each.issuer)
                     if each.next_update < wall and self._seldom.count(kind, wall):
                         fields = {"anchor": anchor.name, "file": file, "mode": anchor.crl_mode}
                         log.warning("revocation list is stale", extra=fields)
+
+
+def _see(paths: Mapping[_Place, Path]) -> dict[_Place, _Seen | None]:
+    """What files look like now; None: reading it will say why it cannot be seen."""
+    found: dict[_Place, _Seen | None] = {}
+    for place, path in paths.items():
+        try:
+            status = path.stat()
+            found[place] = (status.st_mtime_ns, status.st_ino, status.st_size)
+        except OSError:
+            found[place] = None
+    return found
+
+
+def _newest(lists: Iterable[RevocationList]) -> dict[bytes, RevocationList]:
+    """By issuer, its newest list."""
+    newest: dict[bytes, RevocationList] = {}
+    for each in lists:
+        if each.issuer not in newest or each.is_newer(newest[each.issuer]):
+            newest[each.issuer] = each
+    return newest
+
+
+def _require_newer(
+    path: Path, lists: Iterable[RevocationList], in_force: Iterable[RevocationList]
+) -> None:
+    """Raises CertificateError if there is a list that its authority has replaced by one in force.
+
+    Whoever can put an old file in the place of a new one would let in whom that revokes.
+    """
+    known = _newest(in_force)
+    for issuer, each in _newest(lists).items():
+        last = known.get(issuer)
+        if last is not None and last.is_newer(each):
+            raise CertificateError(
+                f"{str(path)!r}: the list of {each.subject}, number {each.number}, is older than "
+                f"the one in force, number {last.number}",
+                "put the newest one there; if its authority has begun to count anew, "
+                "restart the gateway",
+            )

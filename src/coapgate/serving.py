@@ -105,6 +105,7 @@ class Pump:
             LiveAssociations(self.server, sessions),
             authentication.review,
             self.end,
+            see_revoked=authentication.see_revoked,
             clock_skew=authentication.clock_skew,
             window=settings.handshake.handshake_timeout + settings.handshake.auth_timeout,
         )
@@ -153,8 +154,10 @@ class Pump:
         """Go on with the associations of an earlier process and what they observe; `can_reach` is
         the sockets'.
 
+        Before anybody is heard: what a handshake stores would be taken for an earlier process's.
         Raises StartError if the registry cannot say who may go on.
         """
+        assert not self.server.association_count, "nobody is let in before"
         if self._store is None:
             return
         now, wall = self._clock(), self._wall()

@@ -93,7 +93,7 @@ class Udp:
         return (len(peer) == 2) == (self._sockets[number].family == socket.AF_INET)
 
     def open(self, binds: tuple[tuple[str, int], ...]) -> None:
-        """Bind every address and begin to read. Raises StartError, with nothing left open."""
+        """Bind every address; nothing is read yet. Raises StartError, with nothing left open."""
         self._loop = asyncio.get_running_loop()
         try:
             for host, port in binds:
@@ -102,6 +102,9 @@ class Udp:
         except StartError:
             self.close()
             raise
+
+    def listen(self) -> None:
+        """Begin to read: from now on the core is given datagrams."""
         for number, sock in enumerate(self._sockets):
             self._loop.add_reader(sock.fileno(), self._drain, number, sock)
         self._arm(math.inf)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from coapgate.authentication import Authentication
-from coapgate.errors import RegistryError
+from coapgate.errors import Refused, RegistryError
 from coapgate.following import Following
 from coapgate.logs import Seldom
 from coapgate.pki.revocation import RevocationList
@@ -51,13 +52,15 @@ class Upkeep:
         self._seldom = Seldom()
         self._crashes = 0
         self._uses = LiveUses(pump.server.traffic.associations.snapshot)
-        self._has_begun = False
 
     async def begin(self) -> None:
         """Know what the registry and the files say now. Raises RegistryError."""
         self.following.begin()
         await self.lists.look()
-        self._has_begun = True
+        with suppress(
+            Refused
+        ):  # whoever comes will ask again: it is done here since it may be long
+            await self._authentication.see_revoked()
 
     async def run(self) -> None:
         """Go on until cancelled."""
@@ -88,7 +91,6 @@ class Upkeep:
                     fields = {"count": count}
                     log.error("uses not looked after", exc_info=error, extra=fields)
 
-    def _use_lists(self, key_id: bytes, lists: tuple[RevocationList, ...]) -> None:
+    def _use_lists(self, key_id: bytes, lists: Mapping[str, tuple[RevocationList, ...]]) -> None:
         self._authentication.use_lists(key_id, lists)
-        if self._has_begun:  # until then nobody was let in by anything else
-            self._reviews.concern_anchor(key_id, time.monotonic())
+        self._reviews.concern_revoked(time.monotonic())

@@ -87,6 +87,21 @@ def test_two_anchors_with_one_subject_and_different_keys_live_side_by_side(run: 
     assert len({anchor["key_id"] for anchor in anchors}) == 2
 
 
+def test_who_removes_an_anchor_that_another_issued_is_told_that_it_is_believed_still(
+    run: Shell,
+) -> None:
+    ca = FactoryCa.create("Acme")
+    line = ca.intermediate("Acme Line 4")
+    run("anchor", "add", run.file("root.pem", ca.certificate_pem), "--name", "acme")
+    run("anchor", "add", run.file("line.pem", line.certificate_pem), "--name", "line-4")
+
+    code, out, err = run("anchor", "remove", "line-4")
+
+    assert (code, out) == (0, "removed anchor 'line-4'\n")
+    assert "anchor 'acme' issued it and vouches for it still" in err
+    assert "are refused from now on" in run("anchor", "remove", "acme")[1]
+
+
 def test_show_counts_the_devices_that_used_an_anchor(run: Shell) -> None:
     root = run.file("root.pem", FactoryCa.create("Acme").certificate_pem)
     run("anchor", "add", root, "--name", "acme")
@@ -237,7 +252,11 @@ def test_lists_are_shown_and_changed(run: Shell) -> None:
 
     assert run("anchor", "change", "acme", "--crl", crl, "--crl-mode", "hard")[0] == 0
     assert f"{crl} (hard)" in run("anchor", "show", "acme")[1]
-    assert run("anchor", "change", "acme", "--no-crl")[0] == 0
+    code, _, err = run("anchor", "change", "acme", "--no-crl")
+    assert (code, "hard" in err) == (1, True)  # what would be stale then?
+    assert run("anchor", "change", "acme", "--no-crl", "--crl-mode", "soft")[0] == 0
+    code, _, err = run("anchor", "change", "acme", "--crl-mode", "hard")
+    assert (code, "hard" in err) == (1, True)
     assert "no lists" in run("anchor", "show", "acme")[1]
     assert run("anchor", "change", "acme", "--crl-mode", "strict")[0] == 2
     assert run("anchor", "change", "acme", "--crl", root)[0] == 1

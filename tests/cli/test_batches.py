@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from coapgate.cli import main
+from coapgate.cli.keys import Source
+from coapgate.model import DEFAULT_TENANT, Batch
+from coapgate.registry.batches import BatchBook
 from coapgate.registry.sqlite import SqliteRegistry
 from coapgate.simulated.fleet.credentials import read_identities
 
@@ -100,6 +103,53 @@ def test_a_bad_line_is_named(factory: Path, lines: bytes, message: bytes) -> Non
 
     assert done.returncode == 2
     assert done.stderr.startswith(message)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full device is Linux's")
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_a_key_that_cannot_be_printed_is_good_for_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: list[str]
+) -> None:
+    monkeypatch.setenv("COAPGATE_CONFIG", str(tmp_path / "coapgate.toml"))
+    (tmp_path / "coapgate.toml").write_text('[mqtt]\nurl = "mqtt://127.0.0.1:1883"\n')
+    for command, undone in (
+        ("batch create line-1 --pattern acme-{device} --max-devices 5", "batch 'line-1'"),
+        ("psk add sensor-1 --generate", "psk-1"),
+        ("psk add sensor-1 --key text:correct-horse-battery", None),
+        ("psk rotate sensor-1", "psk-3"),
+    ):
+        with Path("/dev/full").open("wb") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "coapgate", *command.split(), *as_json],
+                stdout=full if undone else subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                timeout=60,
+                check=False,
+            )
+        if undone is None:
+            assert done.returncode == 0
+            continue
+        assert done.returncode == 1
+        error, hint = done.stderr.decode().splitlines()[-2:]
+        assert error == "error: the key cannot be printed: No space left on device"
+        assert hint.startswith(f"hint: {undone} was revoked")
+
+    with SqliteRegistry.open(
+        "sqlite:///registry.db", tmp_path / "registry.key", tmp_path
+    ) as registry:
+        assert registry.get_batch("line-1").state == "revoked"
+        assert [key.state for key in registry.psks()] == ["revoked", "active", "revoked"]
+
+
+def test_no_octet_of_a_master_key_shows_in_a_repr() -> None:
+    batch = Batch(1, "line-1", DEFAULT_TENANT, "acme-", "", 1)
+    derived = BatchBook([(batch, MASTER_KEY)]).find(b"acme-1")
+    assert derived is not None
+    source = Source(f"hex:{MASTER_KEY.hex()}", None, False, False, 16)
+    for shown in (repr(derived), repr(source)):
+        assert "secret" not in shown
+        assert MASTER_KEY.hex() not in shown
+        assert "key=" not in shown
 
 
 def test_no_octet_of_a_master_key_shows_in_an_error(factory: Path) -> None:

@@ -330,7 +330,9 @@ def test_a_revoked_certificate_is_explained_by_its_list_or_command(
     # A list that cannot be read: the gateway keeps the last good one, this command has none.
     Path("ca/ca.crl").write_text("damaged")
     explained = Explained(capsys, "--cert", "c.pem")
-    assert explained.code == 0
+    assert explained.code == 1
+    assert "refused as unavailable: a revocation list could not be read yet" in explained.verdict
+    assert "a gateway that had read" in explained.err
     assert "hint: revocation list of anchor 'acme': " in explained.err
 
 

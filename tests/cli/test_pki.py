@@ -194,6 +194,73 @@ def test_a_request_is_signed_and_its_key_stays_where_it_is() -> None:
     assert not Path("sensor-10.key").exists()
 
 
+def test_a_request_does_not_choose_what_may_name_its_tenant(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pki("init", "root", "--name", "Acme Root")
+    request(
+        "/O=tenant-b/OU=north/serialNumber=7/CN=sensor-1", "-addext", "subjectAltName=URI:urn:b"
+    )
+    capsys.readouterr()
+
+    pki("sign-csr", "device.csr", "--ca", "root")
+
+    leaf = x509.load_pem_x509_certificate(Path("sensor-1.pem").read_bytes())
+    assert leaf.subject.rfc4514_string() == "CN=sensor-1"
+    assert "urn:b" not in openssl("x509", "-in", "sensor-1.pem", "-noout", "-text").stdout
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[1] == "it may call itself CN=sensor-1"
+    assert "asked for O 'tenant-b', OU 'north', serialNumber '7', URI 'urn:b' too" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--organization", "tenant-a"), "asks for O 'tenant-b', not 'tenant-a'"),
+        (("--unit", "south"), "asks for OU 'north', not 'south'"),
+        (("--serial-number", "8"), "asks for serialNumber '7', not '8'"),
+        (("--uri", "urn:a"), "asks for the URIs 'urn:b', not 'urn:a'"),
+    ],
+)
+def test_a_request_for_another_name_than_the_operator_states_is_refused(
+    options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pki("init", "root", "--name", "Acme Root")
+    request(
+        "/O=tenant-b/OU=north/serialNumber=7/CN=sensor-1", "-addext", "subjectAltName=URI:urn:b"
+    )
+
+    assert message in refused(capsys, "sign-csr", "device.csr", "--ca", "root", *options)
+    assert not Path("sensor-1.pem").exists()
+    assert not Path("root/issued.csv").exists()
+
+
+def test_the_operator_names_what_a_request_does_not(capsys: pytest.CaptureFixture[str]) -> None:
+    pki("init", "root", "--name", "Acme Root")
+    request("/CN=sensor-1")
+    capsys.readouterr()
+
+    names = ("--organization", "tenant-a", "--unit", "north", "--serial-number", "7")
+    pki("sign-csr", "device.csr", "--ca", "root", *names, "--uri", "urn:a")
+
+    leaf = x509.load_pem_x509_certificate(Path("sensor-1.pem").read_bytes())
+    assert leaf.subject.rfc4514_string() == "CN=sensor-1,2.5.4.5=7,OU=north,O=tenant-a"
+    assert "URI:urn:a" in openssl("x509", "-in", "sensor-1.pem", "-noout", "-text").stdout
+    assert "O=tenant-a, URI urn:a" in capsys.readouterr().out
+
+
+def test_nothing_is_issued_for_a_folder_that_is_not_there(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pki("init", "root", "--name", "Acme Root")
+    request("/CN=a")
+
+    refused(capsys, "issue", "a", "--ca", "root", "--out", "nowhere")
+    refused(capsys, "sign-csr", "device.csr", "--ca", "root", "--out", "nowhere")
+
+    assert not Path("root/issued.csv").exists()
+
+
 def test_a_request_is_granted_names_and_nothing_else() -> None:
     pki("init", "root", "--name", "Acme Root")
     request(
@@ -208,7 +275,8 @@ def test_a_request_is_granted_names_and_nothing_else() -> None:
         "extendedKeyUsage=serverAuth",
     )
 
-    pki("sign-csr", "device.csr", "--ca", "root")
+    names = ("--organization", "Acme", "--uri", "urn:dev:10")
+    pki("sign-csr", "device.csr", "--ca", "root", *names)
 
     leaf = x509.load_pem_x509_certificate(Path("sensor-10.pem").read_bytes())
     assert leaf.subject.rfc4514_string() == "CN=sensor-10,O=Acme"
@@ -322,18 +390,70 @@ def test_only_what_it_has_issued_can_be_revoked(capsys: pytest.CaptureFixture[st
     assert not Path("root/ca.crl").exists()
 
 
-def test_a_list_that_was_tampered_with_is_not_built_upon(
+def test_a_list_that_was_carried_away_or_replaced_is_not_built_upon() -> None:
+    pki("init", "root", "--name", "Acme Root")
+    for name in ("a", "b"):
+        pki("issue", name, "--ca", "root")
+    pki("crl", "--ca", "root", "--revoke", "a.pem")
+    Path("root/ca.crl").rename("gateway.crl")
+
+    pki("crl", "--ca", "root", "--revoke", "b.pem")
+
+    assert [revoked(name, "root", "root") for name in ("a", "b")] == [True, True]
+    listed = x509.load_pem_x509_crl(Path("root/ca.crl").read_bytes())
+    assert listed.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number == 2
+
+    Path("root/ca.crl").write_bytes(b"text")
+    pki("crl", "--ca", "root")
+    assert [revoked(name, "root", "root") for name in ("a", "b")] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        None,
+        b"",
+        b"text",
+        b"[]",
+        b"{}",
+        b'{"number": -1, "revoked": {}}',
+        b'{"number": "1", "revoked": {}}',
+        b'{"number": 1, "revoked": []}',
+        b'{"number": 1, "revoked": {"x": 1}}',
+        b'{"number": 1, "revoked": {"1": null}}',
+        b"[" * 100_000,
+    ],
+)
+def test_without_its_record_of_what_was_revoked_an_authority_signs_no_list(
+    octets: bytes | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pki("init", "root", "--name", "Acme Root")
+    pki("crl", "--ca", "root")
+    before = Path("root/ca.crl").read_bytes()
+    record = Path("root/revoked.json")
+    if octets is None:
+        record.unlink()
+    else:
+        record.write_bytes(octets)
+
+    printed = refused(capsys, "crl", "--ca", "root")
+
+    assert "'root/revoked.json' is not as `coapgate pki` has written it" in printed
+    assert Path("root/ca.crl").read_bytes() == before
+
+
+def test_what_was_revoked_is_on_record_before_the_list_is_written(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pki("init", "root", "--name", "Acme Root")
-    pki("init", "other", "--name", "Acme Root")
-    pki("crl", "--ca", "other")
-    foreign = Path("other/ca.crl").read_bytes()
+    pki("issue", "a", "--ca", "root")
+    Path("root/ca.crl.new").mkdir()  # as a full disk would, this keeps the list from being written
+    refused(capsys, "crl", "--ca", "root", "--revoke", "a.pem")
+    Path("root/ca.crl.new").rmdir()
 
-    for octets in (foreign, b"text"):
-        Path("root/ca.crl").write_bytes(octets)
-        assert "not as `coapgate pki` has written" in refused(capsys, "crl", "--ca", "root")
-        assert Path("root/ca.crl").read_bytes() == octets
+    pki("crl", "--ca", "root")
+
+    assert revoked("a", "root", "root")
 
 
 # --- passphrases

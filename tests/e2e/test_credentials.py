@@ -56,6 +56,33 @@ async def test_a_device_that_is_disabled_is_sent_away_and_no_other(
     assert metrics["coapgate_associations_closed_total,disabled"] == 1
 
 
+async def test_a_device_that_trusts_a_certificate_no_more_is_sent_away_and_no_other(
+    gateway: Running, bus: Bus
+) -> None:
+    installation = gateway.installation
+    installation.add_anchor()
+    one, other = (
+        installation.certificate(installation.ca.issue_device(name))
+        for name in ("sensor-1", "sensor-2")
+    )
+    async with (
+        connected(address(gateway), one) as client,
+        connected(address(gateway), other) as stays,
+    ):
+        await coapgate(installation, "device", "distrust", "sensor-1", "--anchor", "factory")
+
+        assert await ended(client) is Alert.UNKNOWN_CA
+        stays.send(POST)
+        assert (await stays.receive()).encode() == CHANGED
+    event = await event_of(bus, "sensor-1", "session-ended")
+    assert json.loads(event.payload)["reason"] == "credential_mismatch"
+    assert await refusal_of(gateway, one) is Alert.UNKNOWN_CA
+
+    await coapgate(installation, "device", "trust", "sensor-1", "--anchor", "factory")
+    async with connected(address(gateway), one):
+        pass
+
+
 async def test_a_second_anchor_joins_and_the_first_one_goes_with_its_own_devices(
     gateway: Running, tmp_path: Path
 ) -> None:

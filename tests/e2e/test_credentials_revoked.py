@@ -14,9 +14,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from coapgate.dtls.client import ClientSettings
-from coapgate.errors import Alert
+from coapgate.errors import Alert, DeviceRefused
 from coapgate.model import Code
 from coapgate.pki.factory import DAY, FactoryCa, IssuedCertificate
+from coapgate.simulated.device import Device
 from tests.bus import Bus
 from tests.e2e.operating import (
     SOON,
@@ -42,6 +43,12 @@ from tests.waiting import until
 def trust_with_list(installation: Installation, file: Path, *, mode: str = "soft") -> None:
     """Believe the factory, whose revocation list is in a file."""
     installation.add_anchor(crl_files=(str(file),), crl_mode=mode)
+
+
+async def has_read_list(gateway: Running) -> None:
+    """Until then nobody is let in below its anchor."""
+    lists = gateway.gateway.upkeep.lists
+    await until(lambda: bool(lists.next_updates()), "the list is read")
 
 
 def sign_list(
@@ -73,6 +80,7 @@ async def test_a_list_that_changes_ends_the_sessions_of_whom_it_names(
     file = tmp_path / "factory.crl"
     file.write_bytes(sign_list(installation.ca))
     trust_with_list(installation, file)
+    await has_read_list(gateway)
     names = ("sensor-1", "sensor-2")
     issued = [installation.ca.issue_device(name) for name in names]
     for name in names:
@@ -101,6 +109,7 @@ async def test_a_list_that_revokes_an_intermediate_ends_all_below_it(
     file = tmp_path / "factory.crl"
     file.write_bytes(sign_list(installation.ca))
     trust_with_list(installation, file)
+    await has_read_list(gateway)
     line, other = (installation.ca.intermediate(name) for name in ("Line 4", "Line 5"))
     below = installation.certificate(line.issue_device("sensor-4"))
     beside = installation.certificate(other.issue_device("sensor-5"))
@@ -126,7 +135,7 @@ async def test_a_list_of_a_stranger_leaves_the_old_one_in_force(
     file.write_bytes(sign_list(installation.ca, revoked))
     trust_with_list(installation, file)
     lists = gateway.gateway.upkeep.lists
-    await until(lambda: bool(lists.next_updates()), "the list is read")
+    await has_read_list(gateway)
 
     replace_file(file, sign_list(FactoryCa.create("Example Factory Root"), good))
     await until(lambda: lists.failures == 1, "the new list is refused")
@@ -147,8 +156,7 @@ async def test_a_stale_list_keeps_devices_out_only_where_the_anchor_says_so(
     file = tmp_path / "factory.crl"
     file.write_bytes(sign_list(installation.ca, stale_for=3600.0))
     trust_with_list(installation, file, mode=mode)
-    lists = gateway.gateway.upkeep.lists
-    await until(lambda: bool(lists.next_updates()), "the list is read")
+    await has_read_list(gateway)
     credential = installation.certificate(installation.ca.issue_device("sensor-1"))
 
     if is_let_in:
@@ -223,3 +231,46 @@ async def test_what_a_list_revokes_while_the_gateway_is_down_does_not_go_on(
             metrics = await again.metrics()
             assert metrics["coapgate_associations_recovered_total"] == 1
             assert metrics["coapgate_associations_closed_total,refused"] == 1
+
+
+async def test_while_a_list_cannot_be_read_after_a_restart_sessions_go_on_and_nobody_new_comes(
+    install: Install, tmp_path: Path
+) -> None:
+    installation = install()
+    file = tmp_path / "factory.crl"
+    file.write_bytes(sign_list(installation.ca))
+    trust_with_list(installation, file)
+    revoked, good, new = (installation.ca.issue_device(f"sensor-{number}") for number in range(3))
+    async with AsyncExitStack() as stack:
+        async with running_process(installation) as gateway:
+            peers = [
+                await stack.enter_async_context(
+                    connected(
+                        gateway.address,
+                        installation.certificate(issued),
+                        settings=ClientSettings(connection_id=b""),
+                    )
+                )
+                for issued in (revoked, good)
+            ]
+            gateway.program.kill()
+            await gateway.program.end()
+        replace_file(file, b"half a list")
+
+        async with running_process(installation, gateway.address) as again:
+            for peer in peers:
+                peer.send(POST)
+                assert (await peer.receive()).encode() == CHANGED
+            with pytest.raises(DeviceRefused) as refused:
+                await stack.enter_async_context(
+                    Device(*again.address, installation.certificate(new))
+                )
+            assert refused.value.alert is Alert.INTERNAL_ERROR
+
+            replace_file(file, sign_list(installation.ca, revoked, number=2))
+
+            assert await ended(peers[0]) is Alert.CERTIFICATE_REVOKED
+            async with Device(*again.address, installation.certificate(new)):
+                pass
+            peers[1].send(POST)
+            assert (await peers[1].receive()).encode() == CHANGED

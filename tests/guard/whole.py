@@ -138,6 +138,7 @@ class Whole:
                 backends.connect(self.layer, wake)
                 words.connect(self.layer)
                 self.udp.open((("127.0.0.1", 0),))
+                self.udp.listen()
                 self.connection.made(self.broker, None)
                 self.connection.received(self.broker.welcome())
                 self.connection.received(self.broker.answer())

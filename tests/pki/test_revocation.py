@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,11 +23,11 @@ from coapgate.pki.revocation import (
     MAX_AUTHORITIES,
     RevocationList,
     Revocations,
-    issuer_mark,
     key_id_of,
     load_lists,
     parse_lists,
 )
+from coapgate.pki.revoked import Singly, issuer_mark
 from tests.peers import require
 
 WALL = 1_800_000_000.0
@@ -73,6 +74,12 @@ def revoking(*certificates: bytes, by: FactoryCa = ROOT) -> Revocations:
     """What the gateway knows once it has read the list of `by`."""
     signed = by.sign_list(dict.fromkeys(map(serial_of, certificates), WALL))
     return Revocations.gather(parse_lists(pem(signed) + by.certificate_pem, ANCHOR, WALL))
+
+
+def by_command(key_id: bytes = ANCHOR.key_id, **revoked: bytes) -> Revocations:
+    singly = Singly()
+    singly.add(key_id, **revoked)
+    return Revocations.gather(singly=singly)
 
 
 # --- whom a list concerns
@@ -138,17 +145,50 @@ def test_a_command_revokes_by_fingerprint_or_serial_number() -> None:
     serial = serial_of(device.chain[0]).to_bytes(20, "big")
     issuer = issuer_mark(key_id_of(FACTORY.certificate))
 
-    for revocations in (
-        Revocations.gather(fingerprints=[fingerprint]),
-        Revocations.gather(fingerprints=[fingerprint[:16]]),
-        Revocations.gather(serials=[(b"", serial)]),
-        Revocations.gather(serials=[(b"", serial.lstrip(b"\0"))]),
-        Revocations.gather(serials=[(issuer, serial)]),
+    for revoked in (
+        {"fingerprint": fingerprint},
+        {"fingerprint": fingerprint[:16]},
+        {"serial": serial},
+        {"serial": serial.lstrip(b"\0")},
+        {"serial": serial, "issuer": issuer},
     ):
+        revocations = by_command(**revoked)
         assert refusal(revocations, path_of(device.chain)) is Reason.REVOKED
         assert refusal(revocations, path_of(other.chain)) is None
-    elsewhere = Revocations.gather(serials=[(issuer_mark(ANCHOR.key_id), serial)])
+    elsewhere = by_command(serial=serial, issuer=issuer_mark(ANCHOR.key_id))
     assert refusal(elsewhere, path_of(device.chain)) is None
+
+
+def test_what_a_command_revokes_below_an_intermediate_is_so_below_its_root_too() -> None:
+    device = FACTORY.issue_device("b")
+    serial = serial_of(device.chain[0]).to_bytes(20, "big")
+
+    below_factory = by_command(key_id_of(FACTORY.certificate), serial=serial)
+
+    assert refusal(below_factory, path_of(device.chain)) is Reason.REVOKED
+    # The intermediate is not below itself.
+    own = serial_of(FACTORY.chain[0]).to_bytes(20, "big")
+    above = by_command(key_id_of(FACTORY.certificate), serial=own)
+    assert refusal(above, path_of(device.chain)) is None
+
+
+def test_what_two_commands_revoke_is_so_until_both_are_taken_back() -> None:
+    device = FACTORY.issue_device("a")
+    fingerprint = verify_chain(device.chain, (ANCHOR,), WALL).fingerprint
+    serial = serial_of(device.chain[0]).to_bytes(20, "big")
+    issuer = issuer_mark(key_id_of(FACTORY.certificate))
+    for one, other in (
+        ({"fingerprint": fingerprint[:8]}, {"fingerprint": fingerprint[:16]}),
+        ({"serial": serial}, {"serial": serial.lstrip(b"\0")}),
+        ({"serial": serial, "issuer": issuer}, {"serial": serial}),
+    ):
+        singly = Singly()
+        singly.add(ANCHOR.key_id, **one)
+        singly.add(ANCHOR.key_id, **other)
+        singly.remove(ANCHOR.key_id, **one)
+        assert singly.covers(path_of(device.chain))
+        singly.remove(ANCHOR.key_id, **other)
+        assert not singly.covers(path_of(device.chain))
 
 
 def test_a_command_revokes_an_intermediate_too() -> None:
@@ -156,9 +196,7 @@ def test_a_command_revokes_an_intermediate_too() -> None:
     (intermediate,) = FACTORY.chain
     serial = serial_of(intermediate).to_bytes(20, "big")
 
-    assert refusal(Revocations.gather(serials=[(b"", serial)]), path_of(device.chain)) is (
-        Reason.REVOKED
-    )
+    assert refusal(by_command(serial=serial), path_of(device.chain)) is Reason.REVOKED
 
 
 def test_without_anything_there_is_nothing_to_ask() -> None:
@@ -317,6 +355,18 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: pem(ROOT.sign_list({}, extensions=((x509.DeltaCRLIndicator(1), True),))),
         "only a part",
     ),
+    "a part, not marked critical": (
+        lambda: pem(ROOT.sign_list({}, extensions=((PART, False),))),
+        "only a part",
+    ),
+    "a delta, not marked critical": (
+        lambda: pem(ROOT.sign_list({}, extensions=((x509.DeltaCRLIndicator(1), False),))),
+        "only a part",
+    ),
+    "one that does not end, behind another": (
+        lambda: pem(ROOT.sign_list({}), ROOT.sign_list({}))[:-30],
+        "no revocation list can be read",
+    ),
     "a part": (lambda: pem(ROOT.sign_list({}, extensions=((PART, True),))), "only a part"),
     "of the future": (
         lambda: pem(ROOT.sign_list({}, this_update=WALL + DAY, next_update=WALL + 2 * DAY)),
@@ -355,6 +405,25 @@ def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
     (tmp_path / "bad.crl").write_bytes(b"bad")
     with pytest.raises(CertificateError, match=r"bad\.crl': no revocation list can be read"):
         load_lists(tmp_path / "bad.crl", ANCHOR, WALL)
+
+
+@pytest.mark.timeout(10)
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.crl")
+    for file in (tmp_path / "pipe.crl", Path("/dev/zero")):
+        with pytest.raises(CertificateError, match="cannot be read: it is no regular file"):
+            load_lists(file, ANCHOR, WALL)
+    with pytest.raises(CertificateError, match="cannot be read: Is a directory"):
+        load_lists(tmp_path, ANCHOR, WALL)
+
+
+def test_text_around_blocks_and_other_blocks_are_passed_over() -> None:
+    signed = pem(ROOT.sign_list({7: WALL}))
+    other = b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"
+
+    (found,) = parse_lists(b"# of today\n" + other + signed + b"# end\n", ANCHOR, WALL)
+
+    assert len(found.revoked) == 1
 
 
 def test_a_list_made_by_openssl_is_understood(tmp_path: Path) -> None:

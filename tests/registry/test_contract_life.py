@@ -17,7 +17,7 @@ from coapgate.model import (
     Tenant,
     TrustAnchor,
 )
-from coapgate.registry.base import MAX_USES, Change, RevokedCertificate
+from coapgate.registry.base import MAX_USES, Change, PskEntry, RevokedCertificate
 from coapgate.registry.batches import derive_key
 from tests.registry.conftest import AnyRegistry
 from tests.registry.values import (
@@ -263,8 +263,125 @@ async def test_a_batch_brings_no_more_devices_into_being_than_it_may(
     assert len(list(registry.devices())) == 2
     assert len(list(registry.psks())) == 2
 
+    # What it has brought into being counts for good: else removing would make room for a thief's.
     registry.remove_device(ACME, next(registry.devices()).device.device)
+    assert registry.get_batch("line-1").device_count == 2
+    late = next(
+        key for (key,), answer in zip(found, answers, strict=True) if isinstance(answer, BatchFull)
+    )
+    with pytest.raises(BatchFull):
+        await registry.register_derived(late)
+
+
+async def test_a_removed_device_of_a_batch_does_not_come_back(registry: AnyRegistry) -> None:
+    registry.add_batch(LINE_1, MASTER_KEY)
+    (derived,) = await registry.find_psk(b"acme-sensor-1")
+    await registry.register_derived(derived)
+    registry.revoke_psks(identity=b"acme-sensor-1")
+
+    registry.remove_device(ACME, SENSOR_1)
+
+    assert await registry.find_psk(b"acme-sensor-1") == ()
+    assert list(registry.removed_identities("line-1")) == [b"acme-sensor-1"]
+    assert registry.find_removed(b"acme-sensor-1") == "line-1"
+    with pytest.raises(NotFound, match="removed device"):  # its first contact was under way
+        await registry.register_derived(derived)
+    with pytest.raises(NotFound):
+        registry.revoke_psks(identity=b"acme-sensor-1")
+    assert list(registry.devices()) == []
+
+    assert registry.restore_identity(b"acme-sensor-1") == "line-1"
+    assert await registry.find_psk(b"acme-sensor-1") == (derived,)
+    assert list(registry.removed_identities("line-1")) == []
+    assert registry.get_batch("line-1").device_count == 0
+    with pytest.raises(NotFound, match="no removed device"):
+        registry.restore_identity(b"acme-sensor-1")
+
+
+async def test_a_removed_device_with_a_key_of_its_own_does_not_come_back_by_a_factory_key(
+    registry: AnyRegistry,
+) -> None:
+    registry.add_batch(LINE_1, MASTER_KEY)
+    registry.add_psk(ACME, SENSOR_1, b"acme-sensor-1", KEY_1, create_device=True)
+    registry.add_psk(ACME, SENSOR_1, b"other", KEY_1)
+
+    registry.remove_device(ACME, SENSOR_1)
+
+    assert await registry.find_psk(b"acme-sensor-1") == ()
+    assert list(registry.removed_identities("line-1")) == [b"acme-sensor-1"]
+
+    # It may have one of its own again, and be removed again.
+    registry.add_psk(ACME, SENSOR_1, b"acme-sensor-1", KEY_2, create_device=True)
+    assert await states(registry, b"acme-sensor-1") == {KEY_2: "active"}
+    registry.remove_device(ACME, SENSOR_1)
     assert registry.get_batch("line-1").device_count == 1
+
+
+async def test_a_removed_device_of_a_revoked_batch_is_remembered_too(
+    registry: AnyRegistry,
+) -> None:
+    registry.add_batch(LINE_1, MASTER_KEY)
+    (derived,) = await registry.find_psk(b"acme-sensor-1")
+    await registry.register_derived(derived)
+    registry.revoke_batch("line-1")
+    registry.remove_device(ACME, SENSOR_1)
+    registry.add_batch(replace(LINE_1, name="line-2"), MASTER_KEY)
+
+    assert await registry.find_psk(b"acme-sensor-1") == ()
+
+
+async def test_a_promotion_leaves_keys_of_the_other_identities_alone(
+    registry: AnyRegistry,
+) -> None:
+    add_key(registry, key(1), identity=b"modem")
+    add_key(registry, key(2), identity=b"sensor")
+    backup = add_key(registry, key(3), identity=b"modem", state=PskState.BACKUP)
+
+    assert await registry.promote(backup, GRACE)
+
+    assert await states(registry, b"modem") == {key(1): "retiring", key(3): "active"}
+    assert await states(registry, b"sensor") == {key(2): "active"}
+
+
+async def test_a_backup_of_a_new_identity_says_which_one_it_follows(
+    registry: AnyRegistry,
+) -> None:
+    def add_backup(secret: bytes, identity: bytes, follows: bytes | None) -> PskEntry:
+        return registry.add_psk(
+            DEFAULT, SENSOR_1, identity, secret, state=PskState.BACKUP, follows=follows
+        )
+
+    add_key(registry, key(1), identity=b"modem")
+    add_key(registry, key(2), identity=b"sensor")
+    with pytest.raises(RegistryError, match="several identities: modem, sensor"):
+        add_backup(key(3), b"modem-2", None)
+    with pytest.raises(RegistryError, match="no active key of identity 'radio'"):
+        add_backup(key(3), b"modem-2", b"radio")
+    first = add_backup(key(3), b"modem-2", b"modem")
+    second = add_backup(key(4), b"modem-3", b"modem")
+    assert (first.follows, second.follows) == (b"modem", b"modem")
+    assert [entry.follows for entry in registry.psks()] == [None, None, b"modem", b"modem"]
+
+    assert await registry.promote(second.number, GRACE)
+
+    assert await states(registry, b"modem") == {key(1): "retiring"}
+    assert await states(registry, b"modem-2") == {key(3): "retiring"}
+    assert await states(registry, b"modem-3") == {key(4): "active"}
+    assert await states(registry, b"sensor") == {key(2): "active"}
+
+
+async def test_of_two_backups_the_second_retires_the_first_that_was_used_before(
+    registry: AnyRegistry,
+) -> None:
+    add_key(registry, key(1), identity=b"modem")
+    add_key(registry, key(2), identity=b"modem-2", state=PskState.BACKUP)
+    second = add_key(registry, key(3), identity=b"modem-3", state=PskState.BACKUP)
+    assert await registry.promote(second - 1, GRACE)
+
+    assert await registry.promote(second, GRACE)
+
+    assert await states(registry, b"modem-2") == {key(2): "retiring"}
+    assert await states(registry, b"modem-3") == {key(3): "active"}
 
 
 async def test_first_contact_takes_over_no_device_that_exists(registry: AnyRegistry) -> None:
@@ -482,6 +599,49 @@ async def test_only_active_anchors_are_believed(registry: AnyRegistry) -> None:
     assert [anchor.state for anchor in registry.anchors_all()] == ["disabled"]
     with pytest.raises(NotFound):
         registry.set_anchor_state("nobody", AnchorState.ACTIVE)
+
+
+async def test_an_anchor_is_only_believed_as_it_was_when_that_was_decided(
+    registry: AnyRegistry,
+) -> None:
+    staged = replace(FACTORY, state=AnchorState.STAGED, proof_code="abc")
+    registry.add_anchor(staged)
+    registry.remove_anchor("factory")  # meanwhile, and another takes its name
+    registry.add_anchor(replace(staged, key_id=bytes(32)))
+
+    with pytest.raises(RegistryError, match="was changed just now"):
+        registry.set_anchor_state("factory", AnchorState.ACTIVE, was=staged)
+    assert await registry.anchors() == ()
+
+    now = registry.get_anchor("factory")
+    registry.set_anchor_state("factory", AnchorState.DISABLED, was=now)
+    with pytest.raises(RegistryError, match="was changed just now"):
+        registry.set_anchor_state("factory", AnchorState.ACTIVE, was=now)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_certificate_value_is_taken_away_from_a_device(
+    registry: AnyRegistry, shared: bool
+) -> None:
+    anchor = replace(FACTORY, tenant_template="{o}", tenants=(DEFAULT,)) if shared else FACTORY
+    registry.add_anchor(anchor)
+    registry.trust(DEFAULT, SENSOR_1, "factory", "00-11", create_device=True)
+    registry.trust(DEFAULT, SENSOR_1, "factory", "22-33")
+    registry.add_device(Device(DEFAULT, SENSOR_2))
+    before = registry.newest_change()
+
+    for device, value in ((SENSOR_2, "00-11"), (SENSOR_1, "44-55")):
+        with pytest.raises(NotFound, match="do not speak for device"):
+            registry.distrust(DEFAULT, device, "factory", value)
+    with pytest.raises(NotFound, match="no anchor"):
+        registry.distrust(DEFAULT, SENSOR_1, "nobody", "00-11")
+    registry.distrust(DEFAULT, SENSOR_1, "factory", "00-11")
+
+    (left,) = registry.certificates(DEFAULT, SENSOR_1)
+    assert left.value == anchor.pair_value(DEFAULT, "22-33")
+    taken = anchor.pair_value(DEFAULT, "00-11")
+    assert await registry.find_certificate_device(FACTORY.key_id, taken) is None
+    assert kinds(registry, before) == {("device", DEFAULT, SENSOR_1, None)}
 
 
 async def test_an_anchor_is_changed_without_being_removed(registry: AnyRegistry) -> None:

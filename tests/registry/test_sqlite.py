@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from coapgate.errors import RegistryError, RegistryUnavailable
+from coapgate.errors import AlreadyExists, BatchFull, RegistryError, RegistryUnavailable
 from coapgate.model import Batch, Device, DeviceId, PskState, Tenant
 from coapgate.registry import reading, schema
 from coapgate.registry.base import (
@@ -24,10 +24,12 @@ from coapgate.registry.base import (
     HeldRequest,
     RevokedCertificate,
 )
+from coapgate.registry.batches import MAX_ACTIVE_BATCHES
 from coapgate.registry.sqlite import SqliteRegistry
 from coapgate.registry.vault import Vault
 from tests.registry.conftest import open_sqlite
 from tests.registry.values import DEFAULT, FACTORY, KEY_1, KEY_2, SENSOR_1, SENSOR_2
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -312,26 +314,93 @@ async def test_fifty_first_contacts_in_four_processes_register_a_device_once(
             gateway.close()
 
 
-async def test_a_batch_shows_to_a_gateway_within_the_refresh_interval(tmp_path: Path) -> None:
-    now = 100.0
+async def test_first_contacts_that_wait_are_written_together(tmp_path: Path) -> None:
+    with open_sqlite(tmp_path) as gateway, open_sqlite(tmp_path) as other:
+        other.add_batch(Batch(0, "line-1", DEFAULT, "acme-", "", 250), KEY_2)
+        other.add_device(Device(DEFAULT, DeviceId("7")))
+        candidates = [(await gateway.find_psk(b"acme-%d" % each))[0] for each in range(300)]
+        statements: list[str] = []
+        gateway._writer.set_trace_callback(statements.append)
+        other._writer.execute("BEGIN IMMEDIATE")
+        contacts = [
+            asyncio.ensure_future(gateway.register_derived(candidate)) for candidate in candidates
+        ]
+        await until(gateway._lock.locked, "the first is being written")
+        contacts[-1].cancel()  # while it waits
+        other._writer.execute("ROLLBACK")
+
+        answers = await asyncio.gather(*contacts, return_exceptions=True)
+
+        assert statements.count("COMMIT") <= 3
+        assert isinstance(answers[7], AlreadyExists)
+        assert isinstance(answers[-1], asyncio.CancelledError)
+        assert sum(isinstance(answer, BatchFull) for answer in answers) == 300 - 250 - 2
+        assert len({answer[0].number for answer in answers if isinstance(answer, tuple)}) == 250
+        assert gateway.get_batch("line-1").device_count == 250
+        assert len(list(gateway.devices())) == 251
+
+
+async def test_devices_that_certificates_bring_into_being_are_written_together(
+    tmp_path: Path,
+) -> None:
+    with open_sqlite(tmp_path) as gateway, open_sqlite(tmp_path) as other:
+        other.add_anchor(FACTORY)
+        other.add_device(Device(FACTORY.tenant, DeviceId("7")))
+        statements: list[str] = []
+        gateway._writer.set_trace_callback(statements.append)
+        other._writer.execute("BEGIN IMMEDIATE")
+        contacts = [
+            asyncio.ensure_future(gateway.provision(FACTORY, DeviceId(str(each)), str(each)))
+            for each in (*range(100), *range(100))
+        ]
+        await until(gateway._lock.locked, "the first is being written")
+        other._writer.execute("ROLLBACK")
+
+        answers = await asyncio.gather(*contacts, return_exceptions=True)
+
+        assert statements.count("COMMIT") <= 2
+        assert [answers.index(each) for each in answers if isinstance(each, AlreadyExists)] == [
+            7,
+            107,
+        ]
+        assert len(list(gateway.devices())) == 100
+
+
+async def test_first_contacts_that_cannot_be_written_are_all_told(tmp_path: Path) -> None:
+    with (
+        SqliteRegistry.open(
+            "sqlite:///registry.db", tmp_path / "registry.key", tmp_path, write_timeout=0.05
+        ) as gateway,
+        open_sqlite(tmp_path) as other,
+    ):
+        other.add_batch(Batch(0, "line-1", DEFAULT, "acme-", "", 250), KEY_2)
+        candidates = [(await gateway.find_psk(b"acme-%d" % each))[0] for each in range(20)]
+        other._writer.execute("BEGIN IMMEDIATE")
+
+        answers = await asyncio.gather(
+            *map(gateway.register_derived, candidates), return_exceptions=True
+        )
+
+        assert all(isinstance(answer, RegistryUnavailable) for answer in answers)
+        other._writer.execute("ROLLBACK")
+        assert (await gateway.register_derived(candidates[0]))[1]
+
+
+async def test_a_batch_shows_to_a_gateway_at_once(tmp_path: Path) -> None:
     with (
         SqliteRegistry.open(
             "sqlite:///registry.db",
             tmp_path / "registry.key",
             tmp_path,
-            refresh_interval=0.5,
-            clock=lambda: now,
+            refresh_interval=3600.0,
         ) as gateway,
         open_sqlite(tmp_path) as administration,
     ):
         assert await gateway.find_psk(b"acme-1") == ()
         administration.add_batch(Batch(0, "line-1", DEFAULT, "acme-", "", 3), KEY_2)
-
-        now = 100.5
         assert len(await gateway.find_psk(b"acme-1")) == 1
-        administration.revoke_batch("line-1")
 
-        now = 101.0
+        administration.revoke_batch("line-1")
         assert await gateway.find_psk(b"acme-1") == ()
 
 
@@ -386,22 +455,76 @@ async def test_a_backup_is_promoted_once_over_four_processes(tmp_path: Path) -> 
             gateway.close()
 
 
-async def test_a_known_identity_costs_one_statement_and_a_stranger_no_more(
+async def test_every_identity_costs_one_statement_whether_it_is_known_or_not(
     sqlite: SqliteRegistry,
 ) -> None:
     sqlite.add_batch(Batch(0, "line-1", DEFAULT, "acme-", "", max_devices=3), KEY_2)
     sqlite.add_psk(DEFAULT, SENSOR_1, b"sensor-1", KEY_1, create_device=True)
     (derived,) = await sqlite.find_psk(b"acme-1")
     await sqlite.register_derived(derived)
-    sqlite._snapshot._refresh_interval = 60.0
-    sqlite.max_keys_per_identity()
+    await sqlite.find_psk(b"stranger")
     statements: list[str] = []
     sqlite._reader.set_trace_callback(statements.append)
 
-    for identity in (b"sensor-1", b"acme-1", b"acme-2", b"stranger"):
+    for number, identity in enumerate((b"sensor-1", b"acme-1", b"acme-2", b"stranger")):
         statements.clear()
         await sqlite.find_psk(identity)
         assert len(statements) == 1
+
+        sqlite.add_device(Device(DEFAULT, DeviceId(f"other-{number}")))
+        statements.clear()
+        await sqlite.find_psk(identity)
+        assert len(statements) == 1  # and whatever others have written
+
+
+async def test_batches_that_changed_are_read_by_whoever_comes_next(
+    sqlite: SqliteRegistry,
+) -> None:
+    sqlite.add_psk(DEFAULT, SENSOR_1, b"sensor-1", KEY_1, create_device=True)
+    statements: list[str] = []
+    for number, identity in enumerate((b"sensor-1", b"stranger", b"batch-2-1")):
+        sqlite.add_batch(Batch(0, f"line-{number}", DEFAULT, f"batch-{number}-", "", 3), KEY_2)
+        sqlite._reader.set_trace_callback(statements.append)
+        statements.clear()
+        await sqlite.find_psk(identity)
+        await sqlite.find_psk(identity)
+        assert len(statements) == 3
+        sqlite._reader.set_trace_callback(None)
+
+
+async def test_no_more_than_a_thousand_batches_are_active(sqlite: SqliteRegistry) -> None:
+    sqlite.add_batch(Batch(0, "line-0", DEFAULT, "0-", "", 3), KEY_2)
+    sqlite._writer.executemany(
+        "INSERT INTO batch (tenant, name, prefix, secret, max_devices, added_at)"
+        " VALUES ('default', ?, ?, (SELECT secret FROM batch), 3, 0)",
+        ((f"line-{number}", f"{number}-") for number in range(1, MAX_ACTIVE_BATCHES)),
+    )
+    with pytest.raises(RegistryError, match="1000 batches are active"):
+        sqlite.add_batch(Batch(0, "line-x", DEFAULT, "x-", "", 3), KEY_2)
+
+    sqlite.revoke_batch("line-7")
+    sqlite.add_batch(Batch(0, "line-x", DEFAULT, "x-", "", 3), KEY_2)
+
+
+async def test_a_write_that_has_begun_is_waited_for_by_whoever_is_cancelled(
+    tmp_path: Path,
+) -> None:
+    with open_sqlite(tmp_path) as gateway, open_sqlite(tmp_path) as other:
+        other.add_psk(DEFAULT, SENSOR_1, b"a", KEY_1, create_device=True)
+        backup = other.add_psk(DEFAULT, SENSOR_1, b"a", KEY_2, state=PskState.BACKUP)
+        other._writer.execute("BEGIN IMMEDIATE")
+        begun = asyncio.ensure_future(gateway.promote(backup.number, 60.0))
+        queued = asyncio.ensure_future(gateway.promote(backup.number, 60.0))
+        await until(gateway._lock.locked, "the write has begun")
+
+        begun.cancel()
+        queued.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await queued  # nothing was written for it, and nothing will be
+        other._writer.execute("ROLLBACK")
+
+        assert await begun
+        assert not await gateway.promote(backup.number, 60.0)
 
 
 def test_the_schema_itself_gives_an_identity_one_device(

@@ -218,6 +218,8 @@ def change(
         raise Misused("an option and its --no-... are given both", "say one of them")
     if crl_mode is not None:
         check_crl_mode(crl_mode)
+    from coapgate.pki.anchors import check_rules
+
     wall = time.time()
     with open_registry(config) as registry:
         held = registry.get_anchor(name)
@@ -235,6 +237,7 @@ def change(
         )
         if anchor == held:
             raise Misused("nothing is to be changed", "`coapgate anchor show` shows how it is")
+        check_rules(anchor)
         check_lists(anchor, wall)
         registry.change_anchor(anchor)
     output.say(
@@ -261,7 +264,7 @@ def prove(
         if anchor.state != AnchorState.STAGED:
             raise Failed(f"anchor {name!r} is {anchor.state}: no proof is wanted of it")
         verify_proof(pem, anchor, time.time())
-        registry.set_anchor_state(name, AnchorState.ACTIVE)
+        registry.set_anchor_state(name, AnchorState.ACTIVE, was=anchor)
     output.say(f"anchor {name!r} is active: its key was shown to be at hand")
 
 
@@ -277,7 +280,7 @@ def enable(name: AnchorName, config: ConfigFile) -> None:
                 f"let it issue a certificate whose common name is {anchor.proof_code}, "
                 f"then `coapgate anchor prove {name} FILE.pem`",
             )
-        registry.set_anchor_state(name, AnchorState.ACTIVE)
+        registry.set_anchor_state(name, AnchorState.ACTIVE, was=anchor)
     output.say(f"enabled anchor {name!r}")
 
 
@@ -292,7 +295,7 @@ def disable(name: AnchorName, config: ConfigFile) -> None:
         anchor = registry.get_anchor(name)
         if anchor.state == AnchorState.STAGED:
             raise Failed(f"anchor {name!r} is staged: it is not believed anyway")
-        registry.set_anchor_state(name, AnchorState.DISABLED)
+        registry.set_anchor_state(name, AnchorState.DISABLED, was=anchor)
     output.say(f"disabled anchor {name!r}: certificates below it are refused from now on")
     output.hint("sessions that they opened end within seconds")
 
@@ -369,7 +372,18 @@ def remove(name: AnchorName, config: ConfigFile) -> None:
     Its devices stay, and what speaks for them comes back with it.
     """
     parse_anchor_name(name)
+    from coapgate.pki.anchors import issuers_of
+
     with open_registry(config) as registry:
-        registry.remove_anchor(name)
+        removed = registry.remove_anchor(name)
+        above = issuers_of(removed, registry.anchors_all())
+    if above:
+        output.say(f"removed anchor {name!r}")
+        output.hint(
+            f"anchor {above[0]!r} issued it and vouches for it still, so certificates below it may "
+            f"be accepted there: add it again and `coapgate anchor disable {name}`, or `coapgate "
+            f"certificate revoke --anchor {above[0]} --file` its certificate"
+        )
+        return
     output.say(f"removed anchor {name!r}: certificates below it are refused from now on")
     output.hint("devices stay; if the anchor is added again, their certificates work as before")

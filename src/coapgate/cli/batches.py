@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -14,7 +14,7 @@ import typer
 
 from coapgate.cli import output
 from coapgate.cli.devices import describe_psk, psk_validity
-from coapgate.cli.keys import Generate, Key, KeyFile, Source, read_key
+from coapgate.cli.keys import Generate, Key, KeyFile, Source, handed_over, read_key
 from coapgate.cli.options import (
     LIST_LIMIT,
     AllowWeak,
@@ -112,20 +112,13 @@ def create(
     secret = Source(key, key_file, is_made, allow_weak, GENERATED_LENGTH).read()
     with open_registry(config, create=True) as registry:
         added = registry.add_batch(batch, secret, allow_weak=allow_weak)
-    if as_json:
-        shown = {"key": render_key(secret)} if is_made else {}
-        output.document(_describe(added) | shown)
-        return
-    output.say(
-        f"created batch {name!r}: identities {pattern!r}, at most {max_devices} devices "
-        f"of tenant {tenant!r}"
-    )
-    if is_made:
-        output.say(f"key {render_key(secret)}")
-        output.hint(
-            "the master key is not shown again: put it on the machine that makes the devices, "
-            "and on no device"
+        handing = (
+            handed_over(lambda: registry.revoke_batch(name), f"batch {name!r}")
+            if is_made
+            else nullcontext()
         )
+        with handing:
+            _say_created(added, secret if is_made else None, as_json=as_json)
 
 
 @app.command("list")
@@ -164,8 +157,14 @@ def show(
         batch = registry.get_batch(name)
         entries = registry.batch_psks(name)
         if as_json:
-            output.document(_describe(batch) | {"psks": [describe_psk(entry) for entry in entries]})
+            lists: dict[str, output.Value] = {
+                "psks": [describe_psk(entry) for entry in entries],
+                "removed": [render_identity(each) for each in registry.removed_identities(name)],
+            }
+            output.document(_describe(batch) | lists)
             return
+        gone = registry.removed_identities(name)
+        removed = [(render_identity(each),) for each in islice(gone, limit or None)]
         rows = [
             (
                 f"psk-{entry.number}",
@@ -177,7 +176,7 @@ def show(
             )
             for entry in islice(entries, limit or None)
         ]
-        is_cut = next(entries, None) is not None
+        is_cut = next(entries, None) is not None or next(gone, None) is not None
     move = "as long as the batch"
     if batch.move_time is not None:
         move = f"for {batch.move_time / 86_400:g} days after first contact"
@@ -197,8 +196,28 @@ def show(
     if rows:
         output.say("")
         output.table(("KEY", "DEVICE", "IDENTITY", "STATE", "VALID", "FIRST CONTACT"), rows)
+    if removed:
+        output.say("")
+        output.table(("REMOVED",), removed)
     if is_cut:
         output.hint("there are more: --limit 0 shows all")
+
+
+@app.command()
+def restore(
+    config: ConfigFile,
+    identity: Annotated[
+        str, typer.Option("--identity", metavar="TEXT", help="As `batch show` has it.")
+    ],
+) -> None:
+    """Let a removed device of a batch come back by its derived key.
+
+    Until then its identity is refused, and counts as a device of the batch.
+    """
+    octets = parse_identity(identity)
+    with open_registry(config) as registry:
+        name = registry.restore_identity(octets)
+    output.say(f"identity {render_identity(octets)!r} of batch {name!r} may come back")
 
 
 @app.command()
@@ -314,6 +333,24 @@ def _open(file: Path) -> Iterator[BinaryIO]:
         ) from error
     with opened:
         yield opened
+
+
+def _say_created(batch: Batch, made: bytes | None, *, as_json: bool) -> None:
+    """With the master key that was `made`."""
+    if as_json:
+        shown = {} if made is None else {"key": render_key(made)}
+        output.document(_describe(batch) | shown)
+        return
+    output.say(
+        f"created batch {batch.name!r}: identities {batch.pattern!r}, at most "
+        f"{batch.max_devices} devices of tenant {batch.tenant!r}"
+    )
+    if made is not None:
+        output.say(f"key {render_key(made)}")
+        output.hint(
+            "the master key is not shown again: put it on the machine that makes the devices, "
+            "and on no device"
+        )
 
 
 def _describe(batch: Batch) -> dict[str, output.Value]:

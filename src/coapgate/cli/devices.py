@@ -188,17 +188,14 @@ def remove(device: DeviceName, config: ConfigFile, tenant: TenantName = DEFAULT_
     name = parse_tenant(tenant), parse_device(device)
     with open_registry(config) as registry:
         anchors = {pair.anchor for pair in registry.certificates(*name)}
-        batches = {psk.batch for psk in registry.psks(*name)}
+        identities = {psk.identity for psk in registry.psks(*name)}
         registry.remove_device(*name)
         again = [
             f"anchor {anchor.name!r}"
             for anchor in registry.anchors_all()
             if anchor.auto_provision and anchor.name in anchors
-        ] + [
-            f"batch {batch.name!r}"
-            for batch in registry.batches()
-            if batch.state == "active" and batch.name in batches
         ]
+        kept = {each: registry.find_removed(each) for each in sorted(identities)}
     output.say(f"removed {_name(Device(*name))} and its credentials")
     output.hint(_SESSION_ENDS)
     for creator in again:
@@ -206,6 +203,13 @@ def remove(device: DeviceName, config: ConfigFile, tenant: TenantName = DEFAULT_
             f"{creator} creates it again when it connects; "
             "`coapgate device disable` would have kept it out"
         )
+    for identity, batch in kept.items():
+        if batch is not None:
+            shown = render_identity(identity)
+            output.hint(
+                f"its identity {shown!r} stays refused: `coapgate batch restore --identity "
+                f"{shown}` would let batch {batch!r} create it again"
+            )
 
 
 @app.command()
@@ -237,6 +241,35 @@ def trust(
         f"certificates of {value!r} below anchor {anchor!r} {words} "
         f"for {_name(Device(*name))}{created}"
     )
+
+
+@app.command()
+def distrust(
+    device: DeviceName,
+    config: ConfigFile,
+    anchor: Annotated[
+        str, typer.Option("--anchor", metavar="NAME", help="The anchor they chain to.")
+    ],
+    value: Annotated[
+        str | None,
+        typer.Option(
+            "--value",
+            metavar="VALUE",
+            help="What they name the device by, as for `trust`; its name if not given.",
+        ),
+    ] = None,
+    tenant: TenantName = DEFAULT_TENANT,
+) -> None:
+    """Let certificates speak for a device no more; sessions that they opened end within seconds."""
+    name = parse_tenant(tenant), parse_device(device)
+    value = device if value is None else value
+    with open_registry(config) as registry:
+        registry.distrust(*name, parse_anchor_name(anchor), value)
+    output.say(
+        f"certificates of {value!r} below anchor {anchor!r} speak for {_name(Device(*name))} "
+        "no more"
+    )
+    output.hint("sessions that they opened end within seconds")
 
 
 @app.command("import")

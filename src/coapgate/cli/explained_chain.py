@@ -32,7 +32,8 @@ _TO_DO = {
     Reason.PATH_LENGTH: "an authority on the way may not have so many below it",
     Reason.TENANT_MISMATCH: "`coapgate anchor show` lists the tenants that an anchor serves",
     Reason.MALFORMED: "`coapgate anchor show` says which values name a device",
-    Reason.UNAVAILABLE: "put a newer list in place of the old one: the gateway sees it in seconds",
+    Reason.UNAVAILABLE: "put a newer list in place of the old one: the gateway sees it in seconds; "
+    "a gateway that had read the file before it broke goes by what was in it",
 }
 
 

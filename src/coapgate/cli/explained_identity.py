@@ -44,6 +44,15 @@ async def explain_identity(
         raise KeyFileError(
             refused.detail, "keys are encrypted: the key file is needed"
         ) from refused
+    if not found and (batch := registry.find_removed(identity)) is not None:
+        shown = render_identity(identity)
+        return Explanation(
+            subject,
+            _NOBODY,
+            Reason.UNKNOWN_IDENTITY,
+            f"its device, of batch {batch!r}, was removed",
+            hints=(f"`coapgate batch restore --identity {shown}` lets it come back",),
+        )
     if not found:
         return Explanation(
             subject,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from coapgate.errors import Misused
+from coapgate.errors import Failed, Misused
 from coapgate.registry.psk import KEY_FORMS, parse_key
 
 _MAX_FILE_SIZE = 4096
@@ -34,7 +37,7 @@ Generate = Annotated[bool, typer.Option("--generate", help="Make a key, and prin
 class Source:
     """What the options of a command say; `generated_length` is that of a new key, in octets."""
 
-    key: str | None
+    key: str | None = field(repr=False)
     key_file: Path | None
     generate: bool
     allow_weak: bool
@@ -49,6 +52,25 @@ class Source:
         if self.key_file is not None:
             return read_key(self.key_file, allow_weak=self.allow_weak)
         return secrets.token_bytes(self.generated_length)
+
+
+@contextmanager
+def handed_over(undo: Callable[[], object], what: str) -> Iterator[None]:
+    """While a key that was just made is printed: where that fails nobody has it, and it is undone.
+
+    Raises Failed, which says `what` was undone.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        undo()
+        # What is left of the output goes nowhere, or Python would complain at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise Failed(
+            f"the key cannot be printed: {error.strerror}",
+            f"{what} was revoked, for nobody knows its key: make another",
+        ) from error
 
 
 def read_key(file: Path, *, allow_weak: bool = False) -> bytes:

@@ -45,6 +45,18 @@ OutOption = Annotated[
     Path, typer.Option("--out", metavar="FOLDER", help="Where the files are written.")
 ]
 
+Organization = Annotated[
+    str, typer.Option("--organization", metavar="TEXT", help="O of the subject.")
+]
+Unit = Annotated[str, typer.Option("--unit", metavar="TEXT", help="OU of the subject.")]
+SerialNumber = Annotated[
+    str, typer.Option("--serial-number", metavar="TEXT", help="serialNumber of the subject.")
+]
+Uris = Annotated[
+    list[str] | None,
+    typer.Option("--uri", metavar="URI", help="A URI by which it is known; repeat for more."),
+]
+
 
 @app.command()
 def init(
@@ -125,18 +137,10 @@ def issue(
         list[str] | None,
         typer.Option("--ip", metavar="ADDRESS", help="An address of it; repeat for more."),
     ] = None,
-    organization: Annotated[
-        str, typer.Option("--organization", metavar="TEXT", help="O of the subject.")
-    ] = "",
-    unit: Annotated[str, typer.Option("--unit", metavar="TEXT", help="OU of the subject.")] = "",
-    serial_number: Annotated[
-        str,
-        typer.Option("--serial-number", metavar="TEXT", help="serialNumber of the subject."),
-    ] = "",
-    uri: Annotated[
-        list[str] | None,
-        typer.Option("--uri", metavar="URI", help="A URI by which it is known; repeat for more."),
-    ] = None,
+    organization: Organization = "",
+    unit: Unit = "",
+    serial_number: SerialNumber = "",
+    uri: Uris = None,
     days: Annotated[
         int, typer.Option("--days", min=1, max=MAX_DAYS, metavar="N", help="How long it lasts.")
     ] = 3650,
@@ -148,8 +152,7 @@ def issue(
     NAME.pem holds what is sent: the certificate, then those of intermediates. A device's key is
     better made on the device itself: `pki sign-csr`.
     """
-    from coapgate.pki.folder import subject_of
-    from coapgate.pki.requests import device_of
+    from coapgate.pki.requests import device_of, subject_of
 
     if server != bool(dns or ip):
         raise Misused(
@@ -179,6 +182,10 @@ def sign_csr(
     ],
     *,
     ca: CaOption,
+    organization: Organization = "",
+    unit: Unit = "",
+    serial_number: SerialNumber = "",
+    uri: Uris = None,
     days: Annotated[
         int, typer.Option("--days", min=1, max=MAX_DAYS, metavar="N", help="How long it lasts.")
     ] = 3650,
@@ -187,23 +194,36 @@ def sign_csr(
 ) -> None:
     """Sign a device's request, whose key stays where it is; NAME.pem is named after its CN.
 
-    Only names are taken over (CN, O, OU, serialNumber, URIs): what it asks for besides is not
-    granted.
+    Only the CN is taken over. O, OU, serialNumber and URIs, by which an anchor may name tenants,
+    are what the options say; what else the request asks for is not granted.
     """
     from coapgate.pki.factory import encode_chain
-    from coapgate.pki.requests import device_of, parse_request
+    from coapgate.pki.requests import device_of, grant, parse_request
 
-    pem = _read(file, "a certificate request")
-    name = device_of(parse_request(pem).subject)
+    request, lost = grant(
+        parse_request(_read(file, "a certificate request")),
+        organization=organization,
+        unit=unit,
+        serial_number=serial_number,
+        uris=tuple(uri or ()),
+    )
+    name = device_of(request.subject)
     written = out / f"{name}.pem"
     _check_absent(written)
     with _opened(ca, passphrase_file, time.time()) as authority:
-        chain = authority.sign_request(pem, lifetime=days * DAY)
+        chain = authority.sign_request(request, lifetime=days * DAY)
     try:
         written.write_bytes(encode_chain(chain))
     except OSError as error:
         raise _cannot_write(out, error) from error
     _say_issued("signed", name, chain[0], str(written))
+    granted = [request.subject.rfc4514_string(), *(f"URI {each.value}" for each in request.uris)]
+    output.say(f"it may call itself {', '.join(granted)}")
+    if lost:
+        output.hint(
+            f"the request asked for {', '.join(lost)} too: --organization, --unit, "
+            "--serial-number and --uri grant such names"
+        )
 
 
 @app.command()
@@ -340,8 +360,13 @@ def _read(file: Path, what: str) -> bytes:
 
 
 def _check_absent(*files: Path) -> None:
-    """Raises CertificateError if there is any of these already."""
+    """Raises CertificateError if there is any of these already, or no folder for them."""
     for file in files:
+        if not file.parent.is_dir():
+            raise CertificateError(
+                f"cannot write into {str(file.parent)!r}: there is no such folder",
+                "nothing was issued: make it, or name another one with --out",
+            )
         if file.exists():
             raise CertificateError(
                 f"{str(file)!r} exists already",

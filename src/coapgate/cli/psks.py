@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from coapgate.cli import output
 from coapgate.cli.devices import describe_psk, psk_validity
-from coapgate.cli.keys import Generate, Key, KeyFile, Source
+from coapgate.cli.keys import Generate, Key, KeyFile, Source, handed_over
 from coapgate.cli.options import (
     LIST_LIMIT,
     AllowWeak,
@@ -89,18 +90,8 @@ def add(
             not_after=parse_optional_time(not_after),
             allow_weak=allow_weak,
         )
-    if as_json:
-        shown = {"key": render_key(secret)} if generate else {}
-        output.document(describe_psk(added) | {"device_created": is_new} | shown)
-        return
-    created = ", which was created" if is_new else ""
-    output.say(
-        f"added psk-{added.number}: identity {render_identity(octets)!r} for device {device!r} "
-        f"of tenant {tenant!r}{created}"
-    )
-    if generate:
-        output.say(f"key {render_key(secret)}")
-        output.hint(_NOT_AGAIN)
+        with _handed_over(registry, added, is_made=generate):
+            _say_added(added, secret if generate else None, is_new=is_new, as_json=as_json)
 
 
 @app.command()
@@ -115,6 +106,14 @@ def rotate(
             help="The PSK identity of the next key; if not given, that of the newest active one.",
         ),
     ] = None,
+    follows: Annotated[
+        str | None,
+        typer.Option(
+            "--follows",
+            metavar="TEXT",
+            help="The PSK identity whose keys it replaces, for a device that has several.",
+        ),
+    ] = None,
     key: Key = None,
     key_file: KeyFile = None,
     generate: Generate = False,
@@ -126,41 +125,34 @@ def rotate(
 ) -> None:
     """Give a device its next key: a backup, until the device uses it.
 
-    From its first handshake by that key on, it is the device's active one. The keys before it are
-    retiring: good for `psk.grace_time` more, then refused. A device that never switches goes on as
-    it is. A key is made unless one is given.
+    From its first handshake by that key on, it is the device's active one. The keys that it follows
+    are retiring: good for `psk.grace_time` more, then refused; those of other identities that the
+    device has stay. A device that never switches goes on as it is. A key is made unless one is
+    given.
     """
     name = parse_tenant(tenant), parse_device(device)
     is_made = generate or (key is None and key_file is None)
     secret = Source(key, key_file, is_made, allow_weak, GENERATED_LENGTH).read()
     octets = None if identity is None else parse_identity(identity)
     with open_registry(config) as registry:
-        followed = _followed(registry, *name)
+        active = _active(registry, *name)
         added = registry.add_psk(
             *name,
-            followed[-1].identity if octets is None else octets,
+            active[-1].identity if octets is None else octets,
             secret,
             state=PskState.BACKUP,
+            follows=None if follows is None else parse_identity(follows),
             not_before=parse_optional_time(not_before),
             not_after=parse_optional_time(not_after),
             allow_weak=allow_weak,
         )
-    numbers = [f"psk-{entry.number}" for entry in followed]
-    if as_json:
-        shown = {"key": render_key(secret)} if is_made else {}
-        output.document(describe_psk(added) | {"follows": numbers} | shown)
-        return
-    output.say(
-        f"added psk-{added.number}: identity {render_identity(added.identity)!r} for device "
-        f"{device!r} of tenant {tenant!r}, which follows {', '.join(numbers)}"
-    )
-    if is_made:
-        output.say(f"key {render_key(secret)}")
-        output.hint(_NOT_AGAIN)
-    output.hint(
-        f"{', '.join(numbers)} stays active until the device uses psk-{added.number}, and is good "
-        "for `psk.grace_time` from then on"
-    )
+        numbers = [
+            f"psk-{entry.number}"
+            for entry in active
+            if added.follows in (entry.identity, entry.follows)
+        ]
+        with _handed_over(registry, added, is_made=is_made):
+            _say_rotated(added, secret if is_made else None, numbers, as_json=as_json)
 
 
 @app.command()
@@ -243,7 +235,7 @@ def list_(
         output.hint("there are more: --limit 0 shows all")
 
 
-def _followed(registry: SqliteRegistry, tenant: Tenant, device: DeviceId) -> list[PskEntry]:
+def _active(registry: SqliteRegistry, tenant: Tenant, device: DeviceId) -> list[PskEntry]:
     """The active keys of a device, at least one. Raises RegistryError."""
     registry.get_device(tenant, device)
     entries = registry.psks(tenant, device)
@@ -251,3 +243,47 @@ def _followed(registry: SqliteRegistry, tenant: Tenant, device: DeviceId) -> lis
     if not active:
         raise refusals.nothing_to_rotate(tenant, device)
     return active
+
+
+def _handed_over(
+    registry: SqliteRegistry, added: PskEntry, *, is_made: bool
+) -> AbstractContextManager[None]:
+    if not is_made:
+        return nullcontext()
+    return handed_over(lambda: registry.revoke_psks(number=added.number), f"psk-{added.number}")
+
+
+def _say_added(added: PskEntry, made: bytes | None, *, is_new: bool, as_json: bool) -> None:
+    """With the key that was `made`."""
+    if as_json:
+        shown = {} if made is None else {"key": render_key(made)}
+        output.document(describe_psk(added) | {"device_created": is_new} | shown)
+        return
+    created = ", which was created" if is_new else ""
+    output.say(f"added {_describe(added)}{created}")
+    if made is not None:
+        output.say(f"key {render_key(made)}")
+        output.hint(_NOT_AGAIN)
+
+
+def _say_rotated(added: PskEntry, made: bytes | None, numbers: list[str], *, as_json: bool) -> None:
+    """With the key that was `made`, and the `numbers` of those it follows."""
+    if as_json:
+        shown = {} if made is None else {"key": render_key(made)}
+        output.document(describe_psk(added) | {"follows": numbers} | shown)
+        return
+    output.say(f"added {_describe(added)}, which follows {', '.join(numbers)}")
+    if made is not None:
+        output.say(f"key {render_key(made)}")
+        output.hint(_NOT_AGAIN)
+    output.hint(
+        f"{', '.join(numbers)} stays active until the device uses psk-{added.number}, and is good "
+        "for `psk.grace_time` from then on"
+    )
+
+
+def _describe(entry: PskEntry) -> str:
+    return (
+        f"psk-{entry.number}: identity {render_identity(entry.identity)!r} for device "
+        f"{entry.device!r} of tenant {entry.tenant!r}"
+    )

@@ -40,13 +40,13 @@ class Rehearsal:
         """Load the revocation lists of all anchors; what is wrong with any of them."""
         faults = []
         for anchor in await self._registry.anchors():
-            lists: list[RevocationList] = []
+            lists: dict[str, tuple[RevocationList, ...]] = {}
             for file in anchor.crl_files:
                 try:
-                    lists += load_lists(self._settings.base / file, anchor, wall)
+                    lists[file] = load_lists(self._settings.base / file, anchor, wall)
                 except CertificateError as error:
                     faults.append(f"of anchor {anchor.name!r}: {error}")
-            self._authentication.use_lists(anchor.key_id, tuple(lists))
+            self._authentication.use_lists(anchor.key_id, lists)
         return faults
 
     async def find_keys(self, identity: bytes) -> tuple[PskCredential, ...]:
@@ -96,6 +96,9 @@ class _DryRegistry:
 
     async def anchors(self) -> tuple[TrustAnchor, ...]:
         return await self._registry.anchors()
+
+    async def disabled_anchors(self) -> frozenset[bytes]:
+        return await self._registry.disabled_anchors()
 
     async def revoked_certificates(self) -> tuple[RevokedCertificate, ...]:
         return await self._registry.revoked_certificates()

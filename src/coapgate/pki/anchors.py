@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Iterable
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -17,7 +18,7 @@ from coapgate.pki.certificates import (
     parse_certificate,
     read_statements,
 )
-from coapgate.pki.keys import UNREADABLE
+from coapgate.pki.keys import UNREADABLE, is_signed_by
 from coapgate.pki.templates import parse_template, parse_tenant_rule
 
 CURVE_NAMES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
@@ -100,6 +101,19 @@ def check_rules(anchor: TrustAnchor) -> None:
         )
     if anchor.max_validity is not None and not anchor.max_validity > 0:
         raise CertificateError("the longest validity accepted is not above 0 seconds")
+
+
+def issuers_of(anchor: TrustAnchor, others: Iterable[TrustAnchor]) -> list[str]:
+    """The names of those other anchors that issued this one: it is believed below them, too."""
+    with warnings.catch_warnings(action="ignore"):
+        own = x509.load_der_x509_certificate(anchor.certificate)
+        return [
+            other.name
+            for other in others
+            if other.key_id != anchor.key_id
+            and (above := x509.load_der_x509_certificate(other.certificate)).subject == own.issuer
+            and is_signed_by(own, above)
+        ]
 
 
 def describe_key(anchor: TrustAnchor) -> str:

@@ -38,7 +38,8 @@ from coapgate.pki.certificates import (
 )
 from coapgate.pki.intermediates import Edge, Intermediate, Intermediates
 from coapgate.pki.keys import UNREADABLE, is_signed_by
-from coapgate.pki.revocation import issuer_mark, key_id_of, mark
+from coapgate.pki.revocation import key_id_of, mark
+from coapgate.pki.revoked import issuer_mark
 from coapgate.pki.templates import Template, TenantRule, parse_template, parse_tenant_rule
 
 MAX_CERTIFICATES = 10

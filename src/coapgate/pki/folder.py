@@ -4,10 +4,11 @@
     ca.key        its key, PKCS #8, mode 0600, encrypted if there is a passphrase
     chain.pem     of an intermediate: it and those above it, but for the root; devices send these
     issued.csv    a line for each certificate: serial number, subject, its end, when it was issued
-    ca.crl        the newest revocation list, in PEM, with the intermediates that a reader needs
+    revoked.json  what was revoked, and the number of the newest list (`revoked_record`)
+    ca.crl        that list, in PEM, with the intermediates that a reader needs
 
-Everything works without a network. Nothing is ever overwritten but `ca.crl`, which is replaced at
-once and is its own record of what was revoked. One process at a time: the folder is locked.
+Everything works without a network. Nothing is ever overwritten but the last two, each at once, the
+record before the list. One process at a time: the folder is locked.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 
 from coapgate.errors import CertificateError
+from coapgate.pki import revoked_record
 from coapgate.pki.factory import (
     AUTHORITY,
     DAY,
@@ -42,10 +43,10 @@ from coapgate.pki.factory import (
     write_secret,
 )
 from coapgate.pki.keys import UNREADABLE
-from coapgate.pki.requests import parse_request, parse_uri
+from coapgate.pki.requests import Request, parse_uri, subject_of
 
-MAX_FILE_SIZE = 64 << 20
-"""Octets; a revocation list grows."""
+MAX_FILE_SIZE = 1 << 20
+"""Octets, of a certificate, a chain or a key."""
 
 CERTIFICATE, KEY, CHAIN, ISSUED, LIST = "ca.pem", "ca.key", "chain.pem", "issued.csv", "ca.crl"
 
@@ -83,6 +84,7 @@ def create(
             (folder / CHAIN).write_bytes(encode_chain(ca.chain))
         assert ca.certificate.subject == subject
         write_secret(folder / KEY, _encode_key(ca.key, passphrase))
+        revoked_record.write(folder, 0, {})
         (folder / CERTIFICATE).write_bytes(ca.certificate_pem)
     return ca
 
@@ -139,12 +141,8 @@ class CaFolder:
         self.record(x509.load_der_x509_certificate(issued.chain[0]))
         return issued
 
-    def sign_request(self, pem: bytes, *, lifetime: float) -> tuple[bytes, ...]:
-        """Sign a request (PKCS #10) whose key stays where it is: a chain, DER and leaf first.
-
-        Raises CertificateError, as `parse_request` does.
-        """
-        request = parse_request(pem)
+    def sign_request(self, request: Request, *, lifetime: float) -> tuple[bytes, ...]:
+        """Sign a request, by what was granted of it: a chain, DER and leaf first."""
         profile = replace(self.lasting(DEVICE, lifetime), alternative_names=request.uris)
         certificate = self.ca.sign(request.subject, request.key, profile)
         self.record(certificate)
@@ -157,15 +155,21 @@ class CaFolder:
 
         Raises CertificateError.
         """
-        number, revoked = self._read_list()
+        try:
+            number, revoked = revoked_record.read(self.folder)
+        except (ValueError, FileNotFoundError) as error:
+            raise _damaged(self.folder / revoked_record.FILE) from error
         revoked = {**serials, **revoked}
+        revoked_record.write(self.folder, number + 1, revoked)
         signed = self.ca.sign_list(
             revoked,
             number=number + 1,
             this_update=self.wall,
             next_update=self.wall + lifetime,
         )
-        self._replace(LIST, signed.public_bytes(Encoding.PEM) + encode_chain(self.ca.chain))
+        revoked_record.replace_file(
+            self.folder / LIST, signed.public_bytes(Encoding.PEM) + encode_chain(self.ca.chain)
+        )
         return len(revoked)
 
     def lasting(self, profile: Profile, lifetime: float) -> Profile:
@@ -194,50 +198,6 @@ class CaFolder:
             return False
         with file.open(newline="") as opened_file:
             return any(row and row[0] == f"{serial:x}" for row in csv.reader(opened_file))
-
-    def _read_list(self) -> tuple[int, dict[int, float]]:
-        """The number of the last list, and what it revoked; 0 and nothing if there was none."""
-        file = self.folder / LIST
-        if not file.exists():
-            return 0, {}
-        key = self.ca.key.public_key()
-        try:
-            last = x509.load_pem_x509_crl(_read(file))
-            is_ours = last.is_signature_valid(key)
-            number = last.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-            revoked = {each.serial_number: each.revocation_date_utc.timestamp() for each in last}
-        except (*UNREADABLE, x509.ExtensionNotFound) as error:
-            raise _damaged(file) from error
-        if not is_ours:
-            raise _damaged(file)
-        return number, revoked
-
-    def _replace(self, name: str, octets: bytes) -> None:
-        """At once: a reader sees the one or the other. Raises OSError."""
-        written = self.folder / f"{name}.new"
-        with written.open("wb") as file:
-            file.write(octets)
-            file.flush()
-            os.fsync(file.fileno())
-        written.replace(self.folder / name)
-
-
-def subject_of(
-    name: str, *, organization: str = "", unit: str = "", serial_number: str = ""
-) -> x509.Name:
-    """A subject; empty values are left out. Raises CertificateError."""
-    values = (
-        (NameOID.ORGANIZATION_NAME, organization),
-        (NameOID.ORGANIZATIONAL_UNIT_NAME, unit),
-        (NameOID.SERIAL_NUMBER, serial_number),
-        (NameOID.COMMON_NAME, name),
-    )
-    try:
-        return x509.Name([x509.NameAttribute(oid, value) for oid, value in values if value])
-    except ValueError as error:
-        raise CertificateError(
-            "a value of the subject cannot be in a certificate", "each has 1 to 64 characters"
-        ) from error
 
 
 def _load(folder: Path, wall: float, passphrase: bytes) -> CaFolder:

@@ -24,6 +24,13 @@ COPIED = (
 """What a request may say of its subject: whatever may name a device or a tenant."""
 
 
+_SHORT = {
+    NameOID.ORGANIZATION_NAME: "O",
+    NameOID.ORGANIZATIONAL_UNIT_NAME: "OU",
+    NameOID.SERIAL_NUMBER: "serialNumber",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What a request asks for, as far as it may: names, for a key of its own."""
@@ -66,6 +73,65 @@ def parse_request(pem: bytes) -> Request:
     return Request(subject, uris, key)
 
 
+def grant(
+    request: Request,
+    *,
+    organization: str = "",
+    unit: str = "",
+    serial_number: str = "",
+    uris: tuple[str, ...] = (),
+) -> tuple[Request, tuple[str, ...]]:
+    """The request with its CN, and else what the operator states; and what of its own it loses.
+
+    Whatever else names a device may name its tenant too: that is for the operator to say, not for
+    whoever holds a key. Raises CertificateError if the request asks for another value than stated.
+    """
+    stated = {
+        NameOID.ORGANIZATION_NAME: organization,
+        NameOID.ORGANIZATIONAL_UNIT_NAME: unit,
+        NameOID.SERIAL_NUMBER: serial_number,
+    }
+    lost = []
+    for oid, value in stated.items():
+        asked = [str(each.value) for each in request.subject.get_attributes_for_oid(oid)]
+        if value and asked and asked != [value]:
+            raise _differs(f"{_SHORT[oid]} {' and '.join(map(ascii, asked))}", ascii(value))
+        if not value:
+            lost += [f"{_SHORT[oid]} {each!a}" for each in asked]
+    wanted = [each.value for each in request.uris]
+    if uris and wanted and set(wanted) != set(uris):
+        raise _differs(
+            f"the URIs {' and '.join(map(ascii, wanted))}", " and ".join(map(ascii, uris))
+        )
+    if not uris:
+        lost += [f"URI {each!a}" for each in wanted]
+    subject = subject_of(
+        device_of(request.subject),
+        organization=organization,
+        unit=unit,
+        serial_number=serial_number,
+    )
+    return Request(subject, tuple(map(parse_uri, uris)), request.key), tuple(lost)
+
+
+def subject_of(
+    name: str, *, organization: str = "", unit: str = "", serial_number: str = ""
+) -> x509.Name:
+    """A subject; empty values are left out. Raises CertificateError."""
+    values = (
+        (NameOID.ORGANIZATION_NAME, organization),
+        (NameOID.ORGANIZATIONAL_UNIT_NAME, unit),
+        (NameOID.SERIAL_NUMBER, serial_number),
+        (NameOID.COMMON_NAME, name),
+    )
+    try:
+        return x509.Name([x509.NameAttribute(oid, value) for oid, value in values if value])
+    except ValueError as error:
+        raise CertificateError(
+            "a value of the subject cannot be in a certificate", "each has 1 to 64 characters"
+        ) from error
+
+
 def device_of(subject: x509.Name) -> str:
     """The device that a subject names by its common name. Raises CertificateError."""
     names = [str(each.value) for each in subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
@@ -86,6 +152,13 @@ def parse_uri(text: str) -> x509.UniformResourceIdentifier:
         raise CertificateError(
             f"the URI {text!r} cannot be in a certificate", "it is ASCII"
         ) from error
+
+
+def _differs(asked: str, stated: str) -> CertificateError:
+    return CertificateError(
+        f"the request asks for {asked}, not {stated}",
+        "is it this device's? Nothing was signed",
+    )
 
 
 def _uris(

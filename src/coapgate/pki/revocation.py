@@ -13,9 +13,12 @@ says: an extension of an entry that is not understood can only be a reason more.
 from __future__ import annotations
 
 import hashlib
-import re
+import os
+import stat
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +30,7 @@ from coapgate.errors import CertificateError, Reason, Refused
 from coapgate.model import MARK_LENGTH, MARK_PART_LENGTH, TrustAnchor
 from coapgate.pki.certificates import judge_certificate, judge_issuer, read_statements
 from coapgate.pki.keys import UNREADABLE, PublicKey, is_signed_by, signature_fault
+from coapgate.pki.revoked import LISTED, Singly, issuer_mark, serial_mark
 
 MAX_LIST_SIZE = 64 << 20
 """Octets of a file: more than a million entries."""
@@ -37,22 +41,16 @@ MAX_AUTHORITIES = 64
 MAX_SKEW = 300.0
 """Seconds by which the clock of whoever signs lists may be ahead."""
 
-_LISTED = 2 * MARK_PART_LENGTH
-"""Octets by which a list tells a certificate: its issuer, its serial number."""
+_BEGIN, _END, _DASHES = b"-----BEGIN ", b"-----END ", b"-----"
 
-_BLOCKS = re.compile(
-    rb"-----BEGIN (X509 CRL|CERTIFICATE)-----.*?-----END \1-----", re.DOTALL | re.ASCII
-)
+
+_PARTIAL = (x509.DeltaCRLIndicator, x509.IssuingDistributionPoint)
+"""Extensions that say what a list leaves out, whether marked critical as they are to be or not."""
 
 
 def mark(certificate: x509.Certificate, fingerprint: bytes) -> bytes:
     """How a certificate is remembered, all but its issuer: 16 octets."""
-    return _serial_mark(certificate.serial_number) + fingerprint[:MARK_PART_LENGTH]
-
-
-def issuer_mark(key_id: bytes) -> bytes:
-    """How an issuer is remembered, of the SHA-256 of its key: 8 octets."""
-    return key_id[:MARK_PART_LENGTH]
+    return serial_mark(certificate.serial_number) + fingerprint[:MARK_PART_LENGTH]
 
 
 def key_id_of(certificate: x509.Certificate) -> bytes:
@@ -69,7 +67,8 @@ class RevocationList:
 
     `issuer` is the SHA-256 of its key, `subject` its name for people. `number` is the list's own
     (RFC 5280 5.2.3), 0 if it has none. `this_update` and `next_update` are Unix seconds: from the
-    latter on it is stale. `revoked` holds 16 octets for each certificate.
+    latter on it is stale. `revoked` are the serial numbers as they are remembered, read as
+    integers, in order: a million of them are 8 MB, and comparing two lists does not look at them.
     """
 
     issuer: bytes
@@ -77,69 +76,64 @@ class RevocationList:
     number: int
     this_update: float
     next_update: float
-    revoked: frozenset[bytes] = field(repr=False)
+    revoked: array[int] = field(repr=False, compare=False)
+
+    def names(self, mark: bytes) -> bool:
+        """Whether it revokes the serial number that is remembered so."""
+        revoked, wanted = self.revoked, int.from_bytes(mark, "big")
+        at = bisect_left(revoked, wanted)
+        return at < len(revoked) and revoked[at] == wanted
+
+    def is_newer(self, other: RevocationList) -> bool:
+        """Whether its authority issued it after another one of its own."""
+        return (self.number, self.this_update) > (other.number, other.this_update)
 
 
 @dataclass(frozen=True, slots=True)
 class Revocations:
     """All that is revoked below one anchor, ready to be asked.
 
-    `listed` are issuer and serial number, list by list, `serials` and `fingerprints` what commands
-    revoked, all as they are remembered; `until` is when each issuer's list becomes stale (Unix
-    seconds). If `is_hard`, every certificate of a path needs a list of its issuer that is not.
+    `lists` are those in force, by their issuer as it is remembered; `singly` is what commands
+    revoked. If `is_hard`, every certificate of a path needs a list of its issuer that is not stale.
+    Unless `is_complete`, there is a list that nobody has read yet.
     """
 
-    listed: tuple[frozenset[bytes], ...] = ()
-    serials: frozenset[bytes] = frozenset()
-    fingerprints: frozenset[bytes] = frozenset()
-    until: Mapping[bytes, float] = field(default_factory=dict)
+    lists: Mapping[bytes, RevocationList] = field(default_factory=dict)
+    singly: Singly = field(default_factory=Singly)
     is_hard: bool = False
+    is_complete: bool = True
 
     @classmethod
     def gather(
         cls,
         lists: Iterable[RevocationList] = (),
+        singly: Singly | None = None,
         *,
-        serials: Iterable[tuple[bytes, bytes]] = (),
-        fingerprints: Iterable[bytes] = (),
         is_hard: bool = False,
+        is_complete: bool = True,
     ) -> Revocations:
-        """Put together lists, the newest of each issuer, and what commands revoked.
-
-        `serials` are each the first 8 octets of the SHA-256 of the issuer's key, or empty for
-        whoever, and the serial number, big-endian; `fingerprints` have 8 octets or more.
-        """
+        """Put together lists, the newest of each issuer, and what commands revoked."""
         in_force: dict[bytes, RevocationList] = {}
         for each in lists:
-            known = in_force.get(each.issuer)
-            if known is None or (each.number, each.this_update) > (known.number, known.this_update):
-                in_force[each.issuer] = each
-        marks = [
-            (issuer, _serial_mark(int.from_bytes(serial, "big"))) for issuer, serial in serials
-        ]
-        by_command = frozenset(issuer + serial for issuer, serial in marks if issuer)
-        # Not put into one: a list may have a million entries.
-        sets = (by_command, *(each.revoked for each in in_force.values()))
-        return cls(
-            listed=tuple(each for each in sets if each),
-            serials=frozenset(serial for issuer, serial in marks if not issuer),
-            fingerprints=frozenset(each[:MARK_PART_LENGTH] for each in fingerprints),
-            until={issuer_mark(each.issuer): each.next_update for each in in_force.values()},
-            is_hard=is_hard,
-        )
+            issuer = issuer_mark(each.issuer)
+            known = in_force.get(issuer)
+            if known is None or each.is_newer(known):
+                in_force[issuer] = each
+        return cls(in_force, Singly() if singly is None else singly, is_hard, is_complete)
 
     def __bool__(self) -> bool:
         """Whether there is anything to ask."""
-        return bool(self.listed or self.serials or self.fingerprints or self.is_hard)
+        return bool(self.lists or self.singly or self.is_hard or not self.is_complete)
 
     def covers(self, path: bytes) -> bool:
         """Whether any certificate of a path (`Identity.path`) is revoked."""
-        return any(
-            any(each[:_LISTED] in listed for listed in self.listed)
-            or each[MARK_PART_LENGTH:_LISTED] in self.serials
-            or each[_LISTED:] in self.fingerprints
-            for each in _marks(path)
-        )
+        lists = self.lists
+        if lists:
+            for at in range(0, len(path), MARK_LENGTH):
+                found = lists.get(path[at : at + MARK_PART_LENGTH])
+                if found is not None and found.names(path[at + MARK_PART_LENGTH : at + LISTED]):
+                    return True
+        return self.singly.covers(path)
 
     def judge(self, path: bytes, wall: float) -> None:
         """Whether a path may be believed by a handshake; `wall` is Unix seconds.
@@ -150,13 +144,16 @@ class Revocations:
         if self.covers(path):
             which = "the device's certificate" if self.covers(path[:MARK_LENGTH]) else "its issuer"
             raise Refused(Reason.REVOKED, which)
+        if not self.is_complete:
+            # Not even `soft`: what was never read may name this one.
+            raise Refused(Reason.UNAVAILABLE, "a revocation list could not be read yet")
         if not self.is_hard:
             return
-        for each in _marks(path):
-            until = self.until.get(each[:MARK_PART_LENGTH])
-            if until is None:
+        for at in range(0, len(path), MARK_LENGTH):
+            found = self.lists.get(path[at : at + MARK_PART_LENGTH])
+            if found is None:
                 raise Refused(Reason.UNAVAILABLE, "an issuer has no revocation list here")
-            if wall > until:
+            if wall > found.next_update:
                 raise Refused(Reason.UNAVAILABLE, "an issuer's revocation list is stale")
 
 
@@ -165,18 +162,44 @@ def load_lists(file: Path, anchor: TrustAnchor, wall: float) -> tuple[Revocation
 
     Takes about 2 us for each entry. Raises CertificateError, as `parse_lists` does.
     """
+    return parse_file(file, read_file(file), anchor, wall)
+
+
+def read_file(file: Path, limit: int = MAX_LIST_SIZE) -> bytes:
+    """The octets of a file of lists, one more than `limit` if there are more; waits for no writer.
+
+    Raises CertificateError, also for one of more than MAX_LIST_SIZE.
+    """
     try:
-        with file.open("rb") as opened:
-            octets = opened.read(MAX_LIST_SIZE + 1)
+        with open(file, "rb", opener=_open_at_once) as opened:
+            is_file = stat.S_ISREG(os.fstat(opened.fileno()).st_mode)
+            octets = opened.read(limit + 1) if is_file else b""
     except OSError as error:
         raise CertificateError(
             f"the revocation list {str(file)!r} cannot be read: {error.strerror}",
             "check its path, and who may read it",
         ) from error
+    if not is_file:
+        raise CertificateError(
+            f"the revocation list {str(file)!r} cannot be read: it is no regular file",
+            "a pipe, a device or a directory is not watched",
+        )
     if len(octets) > MAX_LIST_SIZE:
         raise CertificateError(
             f"the revocation list {str(file)!r} is larger than {MAX_LIST_SIZE} octets"
         )
+    return octets
+
+
+def _open_at_once(file: str, flags: int) -> int:
+    """A pipe that nobody writes to would be waited for without end."""
+    return os.open(file, flags | os.O_NONBLOCK)
+
+
+def parse_file(
+    file: Path, octets: bytes, anchor: TrustAnchor, wall: float
+) -> tuple[RevocationList, ...]:
+    """As `parse_lists`; what it raises names the file."""
     try:
         return parse_lists(octets, anchor, wall)
     except CertificateError as error:
@@ -217,11 +240,11 @@ def _read(
     if b"-----BEGIN" not in octets:
         return [x509.load_der_x509_crl(octets)], []
     lists, certificates = [], []
-    for block in _BLOCKS.finditer(octets):
-        if block[1] == b"CERTIFICATE":
-            certificates.append(x509.load_pem_x509_certificate(block[0]))
-        else:
-            lists.append(x509.load_pem_x509_crl(block[0]))
+    for label, block in _blocks(octets):
+        if label == b"CERTIFICATE":
+            certificates.append(x509.load_pem_x509_certificate(block))
+        elif label == b"X509 CRL":
+            lists.append(x509.load_pem_x509_crl(block))
     if not lists:
         raise ValueError("no list")
     if max(len(lists), len(certificates)) > MAX_AUTHORITIES:
@@ -230,6 +253,17 @@ def _read(
             f"at most {MAX_AUTHORITIES} of each: split the file",
         )
     return lists, certificates
+
+
+def _blocks(octets: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The blocks of PEM, each with its label. Raises ValueError for one that does not end."""
+    end = 0
+    while (begin := octets.find(_BEGIN, end)) >= 0:
+        at = begin + len(_BEGIN)
+        label = octets[at : octets.index(_DASHES, at)]
+        closing = _END + label + _DASHES
+        end = octets.index(closing, at) + len(closing)
+        yield label, octets[begin:end]
 
 
 def _authorities(
@@ -290,11 +324,10 @@ def _judge(
     for extension in given.extensions:
         if isinstance(extension.value, x509.CRLNumber):
             number = extension.value.crl_number
-        elif isinstance(extension.value, x509.DeltaCRLIndicator) or extension.critical:
-            # IssuingDistributionPoint is critical, and says what a list leaves out.
+        elif isinstance(extension.value, _PARTIAL) or extension.critical:
             raise CertificateError(
                 f"the list of {_name(given.issuer)} is only a part, or says what is not understood "
-                f"(critical extension {extension.oid.dotted_string})",
+                f"(extension {extension.oid.dotted_string})",
                 "a full list is wanted, for all of the authority's certificates and all reasons",
             )
     next_update = given.next_update_utc
@@ -309,14 +342,14 @@ def _judge(
             f"the list of {_name(given.issuer)} is of the future: {given.last_update_utc}",
             "is the clock of this machine right?",
         )
-    prefix = issuer_mark(issuer.key_id)
+    marks = (int.from_bytes(serial_mark(entry.serial_number), "big") for entry in given)
     return RevocationList(
         issuer.key_id,
         _name(issuer.certificate.subject),
         number,
         this_update,
         next_update.timestamp(),
-        frozenset(prefix + _serial_mark(entry.serial_number) for entry in given),
+        array("Q", sorted(marks)),
     )
 
 
@@ -332,14 +365,6 @@ def _has_signed(authority: x509.Certificate, given: x509.CertificateRevocationLi
         return given.is_signature_valid(key)
     except (TypeError, ValueError, UnsupportedAlgorithm):
         return False
-
-
-def _marks(path: bytes) -> list[bytes]:
-    return [path[at : at + MARK_LENGTH] for at in range(0, len(path), MARK_LENGTH)]
-
-
-def _serial_mark(serial: int) -> bytes:
-    return hashlib.sha256(b"%x" % serial).digest()[:MARK_PART_LENGTH]
 
 
 def _name(name: x509.Name) -> str:

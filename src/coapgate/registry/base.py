@@ -66,6 +66,7 @@ class PskEntry:
     """A PSK credential as an operator may see it: without its secret. Times in Unix seconds.
 
     `batch` is the name of the batch that it is derived from; None: it is a key of its own.
+    `follows` is the identity whose keys it replaced, or will if it is a backup.
     """
 
     number: int
@@ -78,6 +79,7 @@ class PskEntry:
     not_after: float | None = None
     retiring_until: float | None = None
     batch: str | None = None
+    follows: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,8 @@ class Registry(Protocol):
 
         Keys of disabled devices, outside their validity or revoked are among them: that is
         judged once the peer has proven one, so that a stranger learns nothing. An identity that
-        has no key and fits the pattern of a batch has the one derived from it, with number 0.
+        has no key and fits the pattern of a batch has the one derived from it, with number 0,
+        unless its device was removed.
         """
 
     async def find_psk_number(self, number: int) -> PskCredential | None:
@@ -184,8 +187,9 @@ class Registry(Protocol):
     async def promote(self, number: int, grace_time: float) -> bool:
         """Make the backup `psk-N` active, since its device has used it.
 
-        The active and backup keys that its device had before it are retiring, for `grace_time`
-        seconds. False: it is no backup any more; True is answered once, whoever asks.
+        The active keys of the identity that it follows, and earlier backups that follow it too,
+        are retiring, for `grace_time` seconds. False: it is no backup any more; True is answered
+        once, whoever asks.
         """
 
     async def register_derived(self, credential: PskCredential) -> tuple[PskCredential, bool]:
@@ -195,7 +199,8 @@ class Registry(Protocol):
         has done that: of parallel first contacts one has.
 
         Raises AlreadyExists if the device exists without it or the identity has a key of its own,
-        NotFound if the batch is not active any more, BatchFull if it has as many devices as it may.
+        NotFound if the batch is not active any more or the device was removed, BatchFull if it has
+        as many devices as it may.
         """
 
     async def find_device(self, tenant: Tenant, device: DeviceId) -> Device | None:
@@ -226,10 +231,17 @@ class Registry(Protocol):
         The same tuple as before while nothing has changed.
         """
 
+    async def disabled_anchors(self) -> frozenset[bytes]:
+        """The key ids of trust anchors that are disabled, as new as the last answer of `anchors`.
+
+        The same set as before while nothing has changed.
+        """
+
     async def revoked_certificates(self) -> tuple[RevokedCertificate, ...]:
         """Those revoked one by one, at least as new as the last answer of `anchors`.
 
-        The same tuple as before while nothing has changed.
+        In order of revocation. The same tuple as before while nothing has changed; in another one
+        those that were in it are the same objects, and new ones are behind them.
         """
 
     def note_use(self, key_id: bytes, value: str) -> None:
@@ -265,7 +277,10 @@ class Administration(Protocol):
         """Raises AlreadyExists."""
 
     def remove_device(self, tenant: Tenant, device: DeviceId) -> None:
-        """Remove a device with all its credentials. Raises NotFound."""
+        """Remove a device with all its credentials. Raises NotFound.
+
+        No batch derives a key for its identities any more, until `restore_identity`.
+        """
 
     def enable_device(self, tenant: Tenant, device: DeviceId, *, enabled: bool) -> None:
         """Let a device in, or keep it out. Raises NotFound."""
@@ -285,17 +300,19 @@ class Administration(Protocol):
         *,
         create_device: bool = False,
         state: PskState = PskState.ACTIVE,
+        follows: bytes | None = None,
         not_before: float | None = None,
         not_after: float | None = None,
         allow_weak: bool = False,
     ) -> PskEntry:
         """Add a key to an identity: its first, or one more that the device may use too.
 
-        A `state` of `backup` makes it the next key of its device (`Registry.promote`), which must
-        have one. `create_device` creates the device if no tenant has one of that name; if another
-        tenant has, that is more likely a slip than a wish, and NotFound. Where all places of an
-        identity are taken, keys that were revoked or have ended make room. `allow_weak` accepts
-        keys of fewer than 16 octets.
+        A `state` of `backup` makes it the next key of its device (`Registry.promote`), in place of
+        those of the identity that it `follows`: if none is named, its own if that has an active
+        key, else the only one of the device that has. `create_device` creates the device if no
+        tenant has one of that name; if another tenant has, that is more likely a slip than a wish,
+        and NotFound. Where all places of an identity are taken, keys that were revoked or have
+        ended make room. `allow_weak` accepts keys of fewer than 16 octets.
 
         Raises NotFound without the device, AlreadyExists if the identity belongs to another
         device or has this very key, RegistryError if it has as many keys as it may have,
@@ -323,7 +340,8 @@ class Administration(Protocol):
         """Keep a batch and its master key; `number`, `device_count` and `added_at` are given to it.
 
         Raises AlreadyExists if its name is taken, or if an active batch's pattern and its own could
-        fit one identity; KeyFileError if the key cannot be encrypted.
+        fit one identity; RegistryError if MAX_ACTIVE_BATCHES are active; KeyFileError if the key
+        cannot be encrypted.
         """
 
     def batches(self) -> tuple[Batch, ...]:
@@ -340,6 +358,21 @@ class Administration(Protocol):
 
     def revoke_batch(self, name: str) -> Batch:
         """Believe keys derived from it no longer. Raises NotFound."""
+
+    def removed_identities(self, name: str) -> Iterator[bytes]:
+        """Those of its removed devices, in order: none is derived again. Raises NotFound.
+
+        Each counts as a device of the batch.
+        """
+
+    def find_removed(self, identity: bytes) -> str | None:
+        """The name of the batch that an identity of a removed device is of."""
+
+    def restore_identity(self, identity: bytes) -> str:
+        """Let an identity of a removed device be derived again; the answer is its batch's name.
+
+        Raises NotFound.
+        """
 
     def add_anchor(self, anchor: TrustAnchor) -> None:
         """Raises AlreadyExists if its name or its public key is taken: one key is one anchor."""
@@ -358,8 +391,13 @@ class Administration(Protocol):
     def get_anchor(self, name: str) -> TrustAnchor:
         """Raises NotFound."""
 
-    def set_anchor_state(self, name: str, state: AnchorState) -> TrustAnchor:
-        """Raises NotFound."""
+    def set_anchor_state(
+        self, name: str, state: AnchorState, *, was: TrustAnchor | None = None
+    ) -> TrustAnchor:
+        """Only if it has the key and the state that it `was` read with, if that is given.
+
+        Raises NotFound, RegistryError if it is another by now.
+        """
 
     def change_anchor(self, anchor: TrustAnchor) -> None:
         """Let an anchor's provisioning, labels, limits, lists and certificate be these.
@@ -403,6 +441,9 @@ class Administration(Protocol):
         Raises NotFound without the device or the anchor, AlreadyExists if they speak for another
         device, RegistryError if the anchor serves another tenant.
         """
+
+    def distrust(self, tenant: Tenant, device: DeviceId, anchor: str, value: str) -> None:
+        """Take back `trust`. Raises NotFound if certificates with `value` do not speak for it."""
 
     def certificates(self, tenant: Tenant, device: DeviceId) -> tuple[CertificateEntry, ...]:
         """The certificate values that speak for a device."""

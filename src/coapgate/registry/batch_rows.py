@@ -6,15 +6,18 @@ transaction."""
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import replace
 
-from coapgate.model import Batch, Tenant
-from coapgate.registry import refusals
-from coapgate.registry.batches import may_overlap
+from coapgate.model import Batch, DeviceId, Tenant
+from coapgate.registry import reading, refusals
+from coapgate.registry.batches import MAX_ACTIVE_BATCHES, BatchBook, may_overlap
 from coapgate.registry.vault import Vault
 
 Connection = sqlite3.Connection
 Row = tuple[object, ...]
+
+_PAGE = 1000
 
 _COLUMNS = (
     "number, name, tenant, prefix, suffix, max_devices, device_count, state, not_before,"
@@ -74,8 +77,11 @@ def get_secret(connection: Connection, vault: Vault, name: str) -> bytes:
 
 
 def add(connection: Connection, vault: Vault, batch: Batch, secret: bytes, now: float) -> Batch:
-    """Raises AlreadyExists, KeyFileError."""
-    for other in every(connection):
+    """Raises AlreadyExists, KeyFileError, RegistryError if as many are active as may be."""
+    others = every(connection)
+    if sum(other.state == "active" for other in others) >= MAX_ACTIVE_BATCHES:
+        raise refusals.too_many_batches()
+    for other in others:
         if other.name == batch.name:
             raise refusals.batch_name_taken(batch.name)
         if other.state == "active" and may_overlap(batch, other):
@@ -107,6 +113,74 @@ def revoke(connection: Connection, name: str) -> Batch:
     if batch.state != "revoked":
         connection.execute("UPDATE batch SET state = 'revoked' WHERE number = ?", (batch.number,))
     return replace(batch, state="revoked")
+
+
+def match(connection: Connection) -> BatchBook:
+    """The active batches, to be asked which one an identity fits: their keys are not read."""
+    return BatchBook((batch, b"") for batch in every(connection) if batch.state == "active")
+
+
+def keep_identities(connection: Connection, tenant: Tenant, device: DeviceId) -> None:
+    """Before a device is removed: for its identities no batch derives a key any more.
+
+    Else what was revoked, or stolen with its factory key, would come back with it.
+
+    Raises NotFound.
+    """
+    number = reading.get_device_number(connection, tenant, device)
+    rows = connection.execute(
+        "SELECT identity, max(batch) FROM psk_credential WHERE device = ? GROUP BY identity",
+        (number,),
+    ).fetchall()
+    book = match(connection) if rows else BatchBook()
+    for identity, batch in rows:
+        if batch is None:
+            found = book.find(identity)
+            batch = None if found is None else found.batch.number
+        if batch is not None:
+            connection.execute(
+                "INSERT INTO removed_identity (identity, batch) VALUES (?, ?)"
+                " ON CONFLICT DO NOTHING",
+                (identity, batch),
+            )
+
+
+def removed(connection: Connection, number: int) -> Iterator[bytes]:
+    """The identities of removed devices of a batch, in order, in pages."""
+    after = b""
+    while True:
+        rows = connection.execute(
+            "SELECT identity FROM removed_identity WHERE batch = ? AND identity > ?"
+            f" ORDER BY identity LIMIT {_PAGE}",
+            (number, after),
+        ).fetchall()
+        for (identity,) in rows:
+            yield identity
+        if len(rows) < _PAGE:
+            return
+        after = rows[-1][0]
+
+
+def find_removed(connection: Connection, identity: bytes) -> str | None:
+    """The name of the batch that an identity of a removed device is of."""
+    row = connection.execute(
+        "SELECT b.name FROM removed_identity AS r JOIN batch AS b ON b.number = r.batch"
+        " WHERE r.identity = ?",
+        (identity,),
+    ).fetchone()
+    return row[0] if row else None
+
+
+def restore(connection: Connection, identity: bytes) -> str:
+    """Let an identity of a removed device be derived again: the name of its batch.
+
+    Raises NotFound.
+    """
+    name = find_removed(connection, identity)
+    if name is None:
+        raise refusals.identity_not_removed(identity)
+    connection.execute("DELETE FROM removed_identity WHERE identity = ?", (identity,))
+    return name
 
 
 def _batch(row: Row) -> Batch:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hmac
 import secrets
 from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from coapgate.errors import Misused
 from coapgate.model import MAX_IDENTITY_LENGTH, Batch, DeviceId, PskCredential, is_name
@@ -20,6 +20,9 @@ DEVICE_FIELD = "{device}"
 
 MAX_BATCH_DEVICES = 10_000_000
 """Devices that a batch may bring into being, at most."""
+
+MAX_ACTIVE_BATCHES = 1000
+"""Each costs every handshake of a stranger up to a third of a microsecond, and some memory."""
 
 _PATTERN_HINT = f"write what surrounds the device's name: acme-{DEVICE_FIELD}"
 
@@ -54,12 +57,13 @@ def may_overlap(one: Batch, other: Batch) -> bool:
     )
 
 
-class Derived(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Derived:
     """An identity that fits a batch: the device it names, and its key."""
 
     batch: Batch
     device: DeviceId
-    secret: bytes
+    secret: bytes = field(repr=False)
 
     def credential(self, identity: bytes) -> PskCredential:
         """As a key that no registry has a row of."""
@@ -80,11 +84,11 @@ class BatchBook:
 
     def __init__(self, batches: Iterable[tuple[Batch, bytes]] = ()) -> None:
         """Each with its master key; no two of them overlap."""
-        self._by_prefix: dict[bytes, list[tuple[bytes, Batch, bytes]]] = {}
-        for batch, master_key in batches:
-            entry = (batch.suffix.encode(), batch, master_key)
-            self._by_prefix.setdefault(batch.prefix.encode(), []).append(entry)
-        self._lengths = sorted({len(prefix) for prefix in self._by_prefix})
+        self._by_pattern = {
+            (batch.prefix.encode(), batch.suffix.encode()): (batch, master_key)
+            for batch, master_key in batches
+        }
+        self._lengths = sorted({(len(prefix), len(suffix)) for prefix, suffix in self._by_pattern})
         self._decoy = secrets.token_bytes(32)
 
     def find(self, identity: bytes) -> Derived | None:
@@ -97,9 +101,10 @@ class BatchBook:
         return None if found is None else Derived(found[0], found[1], secret)
 
     def _match(self, identity: bytes) -> tuple[Batch, DeviceId, bytes] | None:
-        for length in self._lengths:
-            for suffix, batch, master_key in self._by_prefix.get(identity[:length], ()):
-                middle = identity[length : len(identity) - len(suffix)]
-                if identity.endswith(suffix) and middle.isascii() and is_name(middle.decode()):
-                    return batch, DeviceId(middle.decode()), master_key
+        for before, after in self._lengths:
+            end = len(identity) - after
+            middle = identity[before:end]  # empty if it is shorter than prefix and suffix
+            found = self._by_pattern.get((identity[:before], identity[end:]))
+            if found is not None and middle.isascii() and is_name(middle.decode()):
+                return found[0], DeviceId(middle.decode()), found[1]
         return None

@@ -36,12 +36,19 @@ def revoked_version(connection: Connection) -> tuple[int, int]:
     return version
 
 
-def revoked(connection: Connection) -> tuple[RevokedCertificate, ...]:
+def revoked(connection: Connection, after: int = 0) -> dict[int, RevokedCertificate]:
+    """Those with a number above `after`, by their numbers, in order."""
     rows = connection.execute(
-        "SELECT key_id, serial, issuer, fingerprint, added_at FROM revoked_certificate"
-        " ORDER BY number"
+        "SELECT number, key_id, serial, issuer, fingerprint, added_at FROM revoked_certificate"
+        " WHERE number > ? ORDER BY number",
+        (after,),
     )
-    return tuple(RevokedCertificate(*row) for row in rows)
+    return {number: RevokedCertificate(*row) for number, *row in rows}
+
+
+def revoked_numbers(connection: Connection) -> set[int]:
+    """Of all of them: 100,000 numbers are read ten times faster than what they are of."""
+    return {number for (number,) in connection.execute("SELECT number FROM revoked_certificate")}
 
 
 def revoke(connection: Connection, revoked: RevokedCertificate, now: float) -> bool:

@@ -36,7 +36,7 @@ from coapgate.registry.base import (
     PskEntry,
     RevokedCertificate,
 )
-from coapgate.registry.batches import BatchBook, derive_key, may_overlap
+from coapgate.registry.batches import MAX_ACTIVE_BATCHES, BatchBook, derive_key, may_overlap
 
 _Name = tuple[Tenant, DeviceId]
 
@@ -47,6 +47,7 @@ class _Key:
     added_at: float
     is_tried: bool = True
     """Else it is kept for the record, and no handshake tries it."""
+    follows: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -67,7 +68,9 @@ class MemoryRegistry:
         self._pairs: dict[tuple[bytes, str], _Name] = {}
         self._numbers = itertools.count(1)
         self._batches: dict[str, tuple[Batch, bytes]] = {}
+        self._removed: dict[bytes, str] = {}  # identities, and the names of their batches
         self._believed: tuple[TrustAnchor, ...] = ()
+        self._disabled: frozenset[bytes] = frozenset()
         self._revoked: tuple[RevokedCertificate, ...] = ()
         self._uses: dict[tuple[bytes, str], float] = {}
         self._used_at: dict[tuple[bytes, str], float] = {}
@@ -79,7 +82,7 @@ class MemoryRegistry:
     async def find_psk(self, identity: bytes) -> tuple[PskCredential, ...]:
         name = self._identities.get(identity)
         if name is None:
-            return self._derived(identity)
+            return () if identity in self._removed else self._derived(identity)
         record = self._records[name]
         return tuple(
             self._as_it_is(key.credential, record)
@@ -101,7 +104,8 @@ class MemoryRegistry:
                 if credential.state != PskState.BACKUP:
                     return False
                 key.credential = replace(credential, state=PskState.ACTIVE)
-                self._retire(record, number, self._wall() + grace_time)
+                followed = key.follows or credential.identity
+                self._retire(record, followed, number, self._wall() + grace_time)
                 self._changed(record.device)
                 return True
         return False
@@ -118,6 +122,8 @@ class MemoryRegistry:
                 return self._as_it_is(key.credential, record).without_secret(), False
         if held:
             raise AlreadyExists("the identity has a key of its own by now")
+        if credential.identity in self._removed:
+            raise refusals.identity_removed(credential.identity)
         batch = next(batch for batch in self.batches() if batch.number == credential.batch)
         if batch.state != "active":
             raise refusals.batch_revoked(batch.name)
@@ -144,7 +150,7 @@ class MemoryRegistry:
 
     def _register_to_revoke(self, identity: bytes) -> list[tuple[_Record, _Key]]:
         derived = self._derived(identity)
-        if not derived:
+        if not derived or identity in self._removed:
             return []
         (credential,) = derived
         if (credential.tenant, credential.device) not in self._records:
@@ -193,6 +199,14 @@ class MemoryRegistry:
                 counts[identity] = counts.get(identity, 0) + 1
         return max(counts.values(), default=1)
 
+    async def disabled_anchors(self) -> frozenset[bytes]:
+        disabled = frozenset(
+            a.key_id for a in self.anchors_all() if a.state == AnchorState.DISABLED
+        )
+        if disabled != self._disabled:
+            self._disabled = disabled
+        return self._disabled
+
     async def revoked_certificates(self) -> tuple[RevokedCertificate, ...]:
         return self._revoked
 
@@ -233,6 +247,12 @@ class MemoryRegistry:
         self._get(tenant, device)
         name = (tenant, device)
         removed = self._records.pop(name)
+        numbers = {batch.number: batch.name for batch, _ in self._batches.values()}
+        for key in removed.psks:
+            derived = self._derived(key.credential.identity)
+            number = derived[0].batch if derived else key.credential.batch
+            if number is not None:
+                self._removed.setdefault(key.credential.identity, numbers[number])
         self._changed(removed.device)
         self._identities = {k: v for k, v in self._identities.items() if v != name}
         self._pairs = {k: v for k, v in self._pairs.items() if v != name}
@@ -263,6 +283,7 @@ class MemoryRegistry:
         *,
         create_device: bool = False,
         state: PskState = PskState.ACTIVE,
+        follows: bytes | None = None,
         not_before: float | None = None,
         not_after: float | None = None,
         allow_weak: bool = False,
@@ -277,11 +298,13 @@ class MemoryRegistry:
             raise refusals.identity_taken(identity, *owner)
         self._require(tenant, device, or_create=create_device)
         keys = self._records[name].psks if name in self._records else []
-        if state == PskState.BACKUP and not any(
-            key.credential.state == PskState.ACTIVE for key in keys
-        ):
-            raise refusals.nothing_to_rotate(tenant, device)
         added_at = self._wall()
+        if state == PskState.BACKUP:
+            active = [
+                key.credential.identity for key in keys if key.credential.state == PskState.ACTIVE
+            ]
+            entry = PskEntry(0, tenant, device, identity, state, added_at, follows=follows)
+            follows = refusals.check_follows(active, entry)
         held = [key for key in keys if key.credential.identity == identity and key.is_tried]
         self._make_room(held, secret, added_at)
         if name not in self._records:
@@ -289,7 +312,7 @@ class MemoryRegistry:
         credential = PskCredential(
             next(self._numbers), tenant, device, identity, secret, state, not_before, not_after
         )
-        added = _Key(credential, added_at)
+        added = _Key(credential, added_at, follows=follows if state == PskState.BACKUP else None)
         self._records[name].psks.append(added)
         self._identities[identity] = name
         return self._entry(added)
@@ -340,6 +363,8 @@ class MemoryRegistry:
         for other, _ in self._batches.values():
             if other.state == "active" and may_overlap(batch, other):
                 raise refusals.batches_overlap(batch, other)
+        if sum(held.state == "active" for held, _ in self._batches.values()) >= MAX_ACTIVE_BATCHES:
+            raise refusals.too_many_batches()
         number = len(self._batches) + 1
         added = replace(batch, number=number, device_count=0, state="active", added_at=self._wall())
         self._batches[batch.name] = (added, secret)
@@ -351,6 +376,7 @@ class MemoryRegistry:
     def get_batch(self, name: str) -> Batch:
         batch, _ = self._get_batch(name)
         count = sum(key.credential.batch == batch.number for _, key in self._keys())
+        count += len(list(self.removed_identities(name)))
         return replace(batch, device_count=count)
 
     def get_batch_secret(self, name: str) -> bytes:
@@ -366,6 +392,18 @@ class MemoryRegistry:
             self._batches[name] = (replace(batch, state="revoked"), secret)
             self._log("batch", tenant=batch.tenant)
         return self.get_batch(name)
+
+    def removed_identities(self, name: str) -> Iterator[bytes]:
+        self._get_batch(name)
+        return iter(sorted(key for key, batch in self._removed.items() if batch == name))
+
+    def find_removed(self, identity: bytes) -> str | None:
+        return self._removed.get(identity)
+
+    def restore_identity(self, identity: bytes) -> str:
+        if identity not in self._removed:
+            raise refusals.identity_not_removed(identity)
+        return self._removed.pop(identity)
 
     def psks(
         self, tenant: Tenant | None = None, device: DeviceId | None = None
@@ -400,8 +438,11 @@ class MemoryRegistry:
             raise refusals.anchor_not_found(name)
         return anchor
 
-    def set_anchor_state(self, name: str, state: AnchorState) -> TrustAnchor:
+    def set_anchor_state(
+        self, name: str, state: AnchorState, *, was: TrustAnchor | None = None
+    ) -> TrustAnchor:
         anchor = self.get_anchor(name)
+        refusals.check_anchor_is(anchor, was)
         if anchor.state != state:
             self._anchors[name] = replace(anchor, state=state)
             self._log("anchor", key_id=anchor.key_id)
@@ -485,6 +526,15 @@ class MemoryRegistry:
         self._pairs[found.key_id, value] = (tenant, device)
         return owner is None
 
+    def distrust(self, tenant: Tenant, device: DeviceId, anchor: str, value: str) -> None:
+        found = self.get_anchor(anchor)
+        pair = (found.key_id, found.pair_value(tenant, value))
+        if self._pairs.get(pair) != (tenant, device):
+            raise refusals.value_not_trusted(anchor, value, device)
+        del self._pairs[pair]
+        self._used_at.pop(pair, None)
+        self._changed(self._get(tenant, device).device)
+
     def certificates(self, tenant: Tenant, device: DeviceId) -> tuple[CertificateEntry, ...]:
         names = {anchor.key_id: anchor.name for anchor in self._anchors.values()}
         return tuple(
@@ -562,6 +612,7 @@ class MemoryRegistry:
             credential.not_after,
             credential.retiring_until,
             None if batch is None else batch.name,
+            key.follows,
         )
 
     def _derived(self, identity: bytes) -> tuple[PskCredential, ...]:
@@ -569,11 +620,12 @@ class MemoryRegistry:
         found = book.find(identity)
         return () if found is None else (found.credential(identity),)
 
-    def _retire(self, record: _Record, before: int, retiring_until: float) -> None:
+    def _retire(self, record: _Record, followed: bytes, before: int, retiring_until: float) -> None:
         for key in record.psks:
-            if key.credential.number < before and key.credential.state in (
-                PskState.ACTIVE,
-                PskState.BACKUP,
+            if (
+                key.credential.number < before
+                and followed in (key.credential.identity, key.follows)
+                and key.credential.state in (PskState.ACTIVE, PskState.BACKUP)
             ):
                 key.credential = replace(
                     key.credential, state=PskState.RETIRING, retiring_until=retiring_until

@@ -29,12 +29,16 @@ _VALIDITY = """
   CASE WHEN c.batch IS NULL THEN c.not_after
     ELSE min(coalesce(c.not_after, b.not_after), coalesce(b.not_after, c.not_after)) END"""
 
-PSKS_OF_IDENTITY = f"""
-SELECT c.number, c.secret, {_STATE}, {_VALIDITY}, c.retiring_until, c.batch,
+# One row at least, so that a stranger's identity costs what a device's does: each says which
+# version the batches have, and whether the identity was that of a removed device.
+LOOK_UP = f"""
+SELECT v.version, EXISTS (SELECT 1 FROM removed_identity WHERE identity = ?1),
+  c.number, c.secret, {_STATE}, {_VALIDITY}, c.retiring_until, c.batch,
   d.tenant, d.device, d.enabled, b.secret, b.name, b.tenant
-FROM psk_credential AS c JOIN device AS d ON d.number = c.device
-LEFT JOIN batch AS b ON b.number = c.batch
-WHERE c.identity = ? AND c.slot <= {MAX_KEYS_PER_IDENTITY} ORDER BY c.slot"""
+FROM batch_version AS v
+LEFT JOIN psk_credential AS c ON c.identity = ?1 AND c.slot <= {MAX_KEYS_PER_IDENTITY}
+LEFT JOIN device AS d ON d.number = c.device
+LEFT JOIN batch AS b ON b.number = c.batch"""
 
 # A key in a slot that no handshake tries is kept for the record, whatever its state.
 PSK_OF_NUMBER = f"""
@@ -53,7 +57,7 @@ _ANCHOR = (
 )
 _PSK_ENTRY = (
     f"c.number, d.tenant, d.device, c.identity, {_STATE}, c.added_at, c.not_before, c.not_after,"
-    " c.retiring_until, b.name"
+    " c.retiring_until, b.name, c.follows"
 )
 _PAGE = 1000
 

@@ -21,8 +21,8 @@ from coapgate.model import (
     TrustAnchor,
     is_name,
 )
-from coapgate.registry.base import MAX_REVOKED_CERTIFICATES, BadLine
-from coapgate.registry.batches import MAX_BATCH_DEVICES, parse_pattern
+from coapgate.registry.base import MAX_REVOKED_CERTIFICATES, BadLine, PskEntry
+from coapgate.registry.batches import MAX_ACTIVE_BATCHES, MAX_BATCH_DEVICES, parse_pattern
 from coapgate.registry.psk import render_identity
 
 MAX_LABELS = 32
@@ -154,6 +154,56 @@ def batch_revoked(name: str) -> NotFound:
     return NotFound(f"batch {name!r} was revoked", "its devices need keys of their own")
 
 
+def too_many_batches() -> RegistryError:
+    return RegistryError(
+        f"{MAX_ACTIVE_BATCHES} batches are active; no more may be",
+        "`coapgate batch revoke` one whose devices have keys of their own, or are gone",
+    )
+
+
+def identity_removed(identity: bytes) -> NotFound:
+    return NotFound(
+        f"identity {render_identity(identity)!r} is that of a removed device",
+        f"`coapgate batch restore --identity {render_identity(identity)}` lets it come back",
+    )
+
+
+def identity_not_removed(identity: bytes) -> NotFound:
+    return NotFound(
+        f"no removed device had the identity {render_identity(identity)!r}",
+        "`coapgate batch show NAME` says which have been removed",
+    )
+
+
+def check_follows(active: Sequence[bytes], entry: PskEntry) -> bytes:
+    """The identity whose keys a backup replaces: as it says, its own, or the only one there is.
+
+    `active` are the identities of its device's active keys. Raises RegistryError.
+    """
+    if entry.follows is not None:
+        if entry.follows not in active:
+            raise nothing_to_follow(entry.follows, entry.device)
+        return entry.follows
+    if entry.identity in active:
+        return entry.identity
+    if not active:
+        raise nothing_to_rotate(entry.tenant, entry.device)
+    if len(set(active)) > 1:
+        shown = ", ".join(render_identity(each) for each in dict.fromkeys(active))
+        raise RegistryError(
+            f"device {entry.device!r} has active keys of several identities: {shown}",
+            "--follows says which of them the next key replaces; the others stay as they are",
+        )
+    return active[0]
+
+
+def nothing_to_follow(identity: bytes, device: DeviceId) -> RegistryError:
+    return RegistryError(
+        f"device {device!r} has no active key of identity {render_identity(identity)!r}",
+        f"`coapgate psk list {device}` shows those it has",
+    )
+
+
 def batch_full(name: str, max_devices: int) -> BatchFull:
     return BatchFull(
         f"batch {name!r} has {max_devices} devices, as many as it may have",
@@ -170,6 +220,15 @@ def anchor_key_taken(name: str) -> AlreadyExists:
         f"this public key is anchor {name!r} already",
         f"one public key is one anchor; `coapgate anchor change {name}` changes what it accepts",
     )
+
+
+def check_anchor_is(anchor: TrustAnchor, was: TrustAnchor | None) -> None:
+    """Raises RegistryError if it has another key or state by now than what was decided about."""
+    if was is not None and (anchor.key_id, anchor.state) != (was.key_id, was.state):
+        raise RegistryError(
+            f"anchor {anchor.name!r} was changed just now, by somebody else",
+            f"`coapgate anchor show {anchor.name}` shows how it is",
+        )
 
 
 def anchor_not_found(name: str) -> NotFound:
@@ -191,11 +250,19 @@ def too_many_revoked() -> RegistryError:
     )
 
 
+def value_not_trusted(anchor: str, value: str, device: DeviceId) -> NotFound:
+    return NotFound(
+        f"certificates of {value!r} below anchor {anchor!r} do not speak for device {device!r}",
+        f"`coapgate device show {device}` shows which do",
+    )
+
+
 def value_taken(anchor: str, value: str, tenant: Tenant, device: DeviceId) -> AlreadyExists:
     return AlreadyExists(
         f"certificates of {value!r} below anchor {anchor!r} speak for device {device!r} "
         f"of tenant {tenant!r}",
-        "a certificate speaks for one device: remove that one first",
+        f"a certificate speaks for one device: `coapgate device distrust {device} --tenant {tenant}"
+        f" --anchor {anchor} --value {value}` first",
     )
 
 

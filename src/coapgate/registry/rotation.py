@@ -6,20 +6,18 @@ from __future__ import annotations
 
 import hmac
 import sqlite3
+from dataclasses import replace
 
 from coapgate.errors import AlreadyExists
 from coapgate.model import (
     MAX_KEYS_PER_IDENTITY,
     Batch,
     Device,
-    DeviceId,
     PskCredential,
     PskState,
-    Tenant,
 )
 from coapgate.registry import batch_rows, psk, reading, refusals, writing
 from coapgate.registry.base import PskEntry
-from coapgate.registry.batches import BatchBook
 from coapgate.registry.vault import Vault
 
 Connection = sqlite3.Connection
@@ -39,14 +37,15 @@ def add_psk(
     if owner not in (None, (tenant, device)):
         raise refusals.identity_taken(identity, *owner)
     number = writing.device_number(connection, tenant, device, now, or_create=create_device)
+    follows = None
     if entry.state == PskState.BACKUP:
-        _require_key(connection, number, tenant, device)
+        follows = refusals.check_follows(_active_identities(connection, number), entry)
     vault.prepare(connection, now)
     slot = _find_slot(connection, vault, entry, secret)
     credential = _next_number(connection)
     connection.execute(
         "INSERT INTO psk_credential (identity, slot, number, device, secret, state, not_before,"
-        " not_after, added_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " not_after, follows, added_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             identity,
             slot,
@@ -56,34 +55,27 @@ def add_psk(
             str(entry.state),
             entry.not_before,
             entry.not_after,
+            follows,
             now,
         ),
     )
-    return PskEntry(
-        credential,
-        tenant,
-        device,
-        identity,
-        str(entry.state),
-        now,
-        entry.not_before,
-        entry.not_after,
-    )
+    return replace(entry, number=credential, follows=follows)
 
 
 def promote(connection: Connection, number: int, retiring_until: float) -> bool:
-    """Make a backup active, and what its device had before it retiring."""
+    """Make a backup active, and what it follows retiring: keys, and backups that were to."""
     row = connection.execute(
         "UPDATE psk_credential SET state = 'active' WHERE number = ? AND state = 'backup'"
-        f" AND slot <= {MAX_KEYS_PER_IDENTITY} RETURNING device",
+        f" AND slot <= {MAX_KEYS_PER_IDENTITY} RETURNING device, coalesce(follows, identity)",
         (number,),
     ).fetchone()
     if row is None:
         return False
     connection.execute(
         "UPDATE psk_credential SET state = 'retiring', retiring_until = ?"
-        " WHERE device = ? AND number < ? AND state IN ('active', 'backup')",
-        (retiring_until, row[0], number),
+        " WHERE device = ? AND (identity = ? OR follows = ?) AND number < ?"
+        " AND state IN ('active', 'backup')",
+        (retiring_until, row[0], row[1], row[1], number),
     )
     return True
 
@@ -124,6 +116,8 @@ def register_derived(
             return number, False  # parallel first contacts: one of them was faster
     if held:
         raise AlreadyExists("the identity has a key of its own by now")
+    if batch_rows.find_removed(connection, derived.identity) is not None:
+        raise refusals.identity_removed(derived.identity)
     batch = batch_rows.get_by_number(connection, derived.batch)
     if batch.state != "active":
         raise refusals.batch_revoked(batch.name)
@@ -148,9 +142,8 @@ def _add_derived(
 
 def _register_to_revoke(connection: Connection, identity: bytes, now: float) -> None:
     """Give an identity that only fits a batch a row of its own; full batches are no hindrance."""
-    active = (batch for batch in batch_rows.every(connection) if batch.state == "active")
-    found = BatchBook((batch, b"") for batch in active).find(identity)
-    if found is None:
+    found = batch_rows.match(connection).find(identity)
+    if found is None or batch_rows.find_removed(connection, identity) is not None:
         return
     tenant = found.batch.tenant
     device = reading.find_device_number(connection, tenant, found.device)
@@ -167,13 +160,12 @@ def _next_number(connection: Connection) -> int:
     return given
 
 
-def _require_key(connection: Connection, number: int, tenant: Tenant, device: DeviceId) -> None:
-    row = connection.execute(
-        "SELECT EXISTS (SELECT 1 FROM psk_credential WHERE device = ? AND state = 'active')",
+def _active_identities(connection: Connection, number: int) -> list[bytes]:
+    rows = connection.execute(
+        "SELECT identity FROM psk_credential WHERE device = ? AND state = 'active' ORDER BY number",
         (number,),
-    ).fetchone()
-    if not row[0]:
-        raise refusals.nothing_to_rotate(tenant, device)
+    )
+    return [identity for (identity,) in rows]
 
 
 def _find_slot(connection: Connection, vault: Vault, entry: PskEntry, secret: bytes) -> int:

@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +54,7 @@ from coapgate.registry.base import (
     RevokedCertificate,
 )
 from coapgate.registry.batches import derive_key
+from coapgate.registry.first_contacts import FirstContacts
 from coapgate.registry.snapshot import Snapshot
 from coapgate.registry.vault import Vault
 
@@ -70,8 +71,8 @@ _T = TypeVar("_T")
 class SqliteRegistry:
     """`Registry` and `Administration` in a file.
 
-    Mutable: what it has in memory (`snapshot`), and the uses of certificates that wait to be
-    written.
+    Mutable: what it has in memory (`snapshot`), and the uses of certificates and the first contacts
+    that wait to be written.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class SqliteRegistry:
         self._wall = wall
         self._snapshot = Snapshot(path, reader, vault, refresh_interval, clock)
         self._uses: dict[tuple[bytes, str], float] = {}
+        self._first_contacts = FirstContacts(self._writing)
 
     @classmethod
     def open(
@@ -142,6 +144,7 @@ class SqliteRegistry:
     def close(self) -> None:
         """Waits for a write that is under way, `write_timeout` at most."""
         self._thread.shutdown(wait=True, cancel_futures=True)
+        self._first_contacts.cancel()
         self._reader.close()
         self._writer.close()  # last, so that it empties the WAL
 
@@ -160,14 +163,18 @@ class SqliteRegistry:
 
     async def find_psk(self, identity: bytes) -> tuple[PskCredential, ...]:
         try:
-            rows = self._cursor.execute(reading.PSKS_OF_IDENTITY, (identity,)).fetchall()
+            rows = self._cursor.execute(reading.LOOK_UP, (identity,)).fetchall()
         except sqlite3.Error as error:
             raise schema.unavailable(error, self._path) from error
+        version, is_removed, number = rows[0][:3]
+        self._snapshot.see_batches(version)
         try:
-            if not rows:
+            if number is None:
                 derived = self._snapshot.derive(identity)
-                return () if derived is None else (derived.credential(identity),)
-            return tuple([self._credential(identity, *row) for row in rows])
+                if derived is None or is_removed:
+                    return ()
+                return (derived.credential(identity),)
+            return tuple([self._credential(identity, *row[2:]) for row in rows])
         except RegistryError as error:  # the key file, or a row that was tampered with
             raise RegistryUnavailable(str(error), error.hint) from error
 
@@ -182,7 +189,9 @@ class SqliteRegistry:
         return await self._in_thread(self._promote, number, grace_time)
 
     async def register_derived(self, credential: PskCredential) -> tuple[PskCredential, bool]:
-        number, is_new = await self._in_thread(self._register_derived, credential)
+        number, is_new = await self._first_contact(
+            lambda connection: rotation.register_derived(connection, credential, self._wall())
+        )
         registered = await self.find_psk_number(number)
         assert registered is not None, "what was registered just now is there"
         return registered, is_new
@@ -222,13 +231,20 @@ class SqliteRegistry:
     ) -> Device:
         tenant = anchor.tenant if tenant is None else tenant
         refusals.check_device(Device(tenant, device))
-        return await self._in_thread(self._provision, anchor, device, value, tenant)
+        return await self._first_contact(
+            lambda connection: writing.provision(
+                connection, anchor, device, value, tenant, self._wall()
+            )
+        )
 
     async def anchors(self) -> tuple[TrustAnchor, ...]:
         return self._snapshot.anchors()
 
     def max_keys_per_identity(self) -> int:
         return self._snapshot.max_keys()
+
+    async def disabled_anchors(self) -> frozenset[bytes]:
+        return self._snapshot.disabled()
 
     async def revoked_certificates(self) -> tuple[RevokedCertificate, ...]:
         return self._snapshot.revoked()
@@ -292,6 +308,7 @@ class SqliteRegistry:
 
     def remove_device(self, tenant: Tenant, device: DeviceId) -> None:
         with self._writing() as connection:
+            batch_rows.keep_identities(connection, tenant, device)
             writing.remove_device(connection, tenant, device)
 
     def enable_device(self, tenant: Tenant, device: DeviceId, *, enabled: bool) -> None:
@@ -315,6 +332,7 @@ class SqliteRegistry:
         *,
         create_device: bool = False,
         state: PskState = PskState.ACTIVE,
+        follows: bytes | None = None,
         not_before: float | None = None,
         not_after: float | None = None,
         allow_weak: bool = False,
@@ -324,7 +342,9 @@ class SqliteRegistry:
         psk.check_identity(identity)
         psk.check_key(secret, allow_weak=allow_weak)
         now = self._wall()
-        entry = PskEntry(0, tenant, device, identity, str(state), now, not_before, not_after)
+        entry = PskEntry(
+            0, tenant, device, identity, str(state), now, not_before, not_after, follows=follows
+        )
         with self._writing() as connection:
             return rotation.add_psk(
                 connection, self._vault, entry, secret, create_device=create_device
@@ -363,6 +383,18 @@ class SqliteRegistry:
         with self._writing() as connection:
             return batch_rows.revoke(connection, name)
 
+    def removed_identities(self, name: str) -> Iterator[bytes]:
+        with self._reading() as connection:
+            yield from batch_rows.removed(connection, batch_rows.get(connection, name).number)
+
+    def find_removed(self, identity: bytes) -> str | None:
+        with self._reading() as connection:
+            return batch_rows.find_removed(connection, identity)
+
+    def restore_identity(self, identity: bytes) -> str:
+        with self._writing() as connection:
+            return batch_rows.restore(connection, identity)
+
     def psks(
         self, tenant: Tenant | None = None, device: DeviceId | None = None
     ) -> Iterator[PskEntry]:
@@ -382,9 +414,11 @@ class SqliteRegistry:
         with self._reading() as connection:
             return reading.get_anchor(connection, name)
 
-    def set_anchor_state(self, name: str, state: AnchorState) -> TrustAnchor:
+    def set_anchor_state(
+        self, name: str, state: AnchorState, *, was: TrustAnchor | None = None
+    ) -> TrustAnchor:
         with self._writing() as connection:
-            return writing.set_anchor_state(connection, name, state)
+            return writing.set_anchor_state(connection, name, state, was)
 
     def change_anchor(self, anchor: TrustAnchor) -> None:
         refusals.check_anchor(anchor)
@@ -401,7 +435,7 @@ class SqliteRegistry:
 
     def revoked_certificates_all(self) -> tuple[RevokedCertificate, ...]:
         with self._reading() as connection:
-            return changes.revoked(connection)
+            return tuple(changes.revoked(connection).values())
 
     def restore_certificate(self, revoked: RevokedCertificate) -> bool:
         with self._writing() as connection:
@@ -432,6 +466,10 @@ class SqliteRegistry:
                 self._wall(),
                 create_device=create_device,
             )
+
+    def distrust(self, tenant: Tenant, device: DeviceId, anchor: str, value: str) -> None:
+        with self._writing() as connection:
+            writing.distrust(connection, tenant, device, anchor, value)
 
     def certificates(self, tenant: Tenant, device: DeviceId) -> tuple[CertificateEntry, ...]:
         with self._reading() as connection:
@@ -493,8 +531,12 @@ class SqliteRegistry:
         )
 
     async def _in_thread(self, call: Callable[..., _T], *arguments: object) -> _T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, call, *arguments)
+        return await _outcome(self._thread.submit(call, *arguments))
+
+    async def _first_contact(self, contact: Callable[[sqlite3.Connection], _T]) -> _T:
+        registered = self._first_contacts.add(contact)
+        self._thread.submit(self._first_contacts.write)
+        return await _outcome(registered)
 
     def _change_held_requests(
         self,
@@ -509,16 +551,6 @@ class SqliteRegistry:
     def _promote(self, number: int, grace_time: float) -> bool:
         with self._writing() as connection:
             return rotation.promote(connection, number, self._wall() + grace_time)
-
-    def _register_derived(self, credential: PskCredential) -> tuple[int, bool]:
-        with self._writing() as connection:
-            return rotation.register_derived(connection, credential, self._wall())
-
-    def _provision(
-        self, anchor: TrustAnchor, device: DeviceId, value: str, tenant: Tenant
-    ) -> Device:
-        with self._writing() as connection:
-            return writing.provision(connection, anchor, device, value, tenant, self._wall())
 
     def _write_uses(self, uses: dict[tuple[bytes, str], float]) -> int:
         with self._writing() as connection:
@@ -552,6 +584,18 @@ class SqliteRegistry:
             yield
         except sqlite3.Error as error:
             raise schema.unavailable(error, self._path) from error
+
+
+async def _outcome(begun: Future[_T]) -> _T:
+    """Of a write in the thread. One that is under way is waited for, `write_timeout` at most, also
+    by whoever is cancelled: it may end well, and nobody else would tell of it."""
+    written = asyncio.wrap_future(begun)
+    try:
+        return await asyncio.shield(written)
+    except asyncio.CancelledError:
+        if begun.cancelled() or begun.cancel():
+            raise
+        return await written
 
 
 def _without_secret(

@@ -90,9 +90,12 @@ def remove_anchor(connection: Connection, name: str) -> TrustAnchor:
     return anchor
 
 
-def set_anchor_state(connection: Connection, name: str, state: AnchorState) -> TrustAnchor:
-    """Raises NotFound."""
+def set_anchor_state(
+    connection: Connection, name: str, state: AnchorState, was: TrustAnchor | None
+) -> TrustAnchor:
+    """Raises NotFound, RegistryError."""
     anchor = reading.get_anchor(connection, name)
+    refusals.check_anchor_is(anchor, was)
     if anchor.state != state:
         connection.execute("UPDATE anchor SET state = ? WHERE name = ?", (str(state), name))
     return replace(anchor, state=state)
@@ -140,6 +143,20 @@ def trust(
     if (owner.tenant, owner.device) != (tenant, device):
         raise refusals.value_taken(name, value, owner.tenant, owner.device)
     return False
+
+
+def distrust(
+    connection: Connection, tenant: Tenant, device: DeviceId, name: str, value: str
+) -> None:
+    """Raises NotFound."""
+    anchor = reading.get_anchor(connection, name)
+    number = reading.get_device_number(connection, tenant, device)
+    deleted = connection.execute(
+        "DELETE FROM certificate_device WHERE key_id = ? AND value = ? AND device = ?",
+        (anchor.key_id, anchor.pair_value(tenant, value), number),
+    )
+    if deleted.rowcount == 0:
+        raise refusals.value_not_trusted(name, value, device)
 
 
 def provision(

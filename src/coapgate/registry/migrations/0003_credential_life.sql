@@ -13,6 +13,7 @@ CREATE TABLE new_psk_credential (
     not_after      REAL,
     retiring_until REAL,
     batch          INTEGER REFERENCES batch (number),
+    follows        BLOB,                               -- of a backup: the identity it replaces keys of
     added_at       REAL    NOT NULL,
     PRIMARY KEY (identity, slot)
 ) STRICT, WITHOUT ROWID;
@@ -51,6 +52,34 @@ END;
 CREATE TRIGGER batch_loses_device AFTER DELETE ON psk_credential WHEN OLD.batch IS NOT NULL
 BEGIN
     UPDATE batch SET device_count = device_count - 1 WHERE number = OLD.batch;
+END;
+
+-- Identities of removed devices, for which no batch derives a key again. They count as its devices.
+CREATE TABLE removed_identity (
+    identity BLOB    PRIMARY KEY,
+    batch    INTEGER NOT NULL REFERENCES batch (number)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX removed_identity_batch ON removed_identity (batch);
+CREATE TRIGGER batch_keeps_removed AFTER INSERT ON removed_identity
+BEGIN
+    UPDATE batch SET device_count = device_count + 1 WHERE number = NEW.batch;
+END;
+CREATE TRIGGER batch_forgets_removed AFTER DELETE ON removed_identity
+BEGIN
+    UPDATE batch SET device_count = device_count - 1 WHERE number = OLD.batch;
+END;
+
+-- One row, which every look-up of an identity reads: are the batches as they were?
+CREATE TABLE batch_version (version INTEGER NOT NULL) STRICT;
+INSERT INTO batch_version VALUES (0);
+CREATE TRIGGER batch_added AFTER INSERT ON batch
+BEGIN
+    UPDATE batch_version SET version = version + 1;
+END;
+CREATE TRIGGER batch_differs AFTER UPDATE OF name, tenant, prefix, suffix, max_devices, state,
+    not_before, not_after, move_time, secret ON batch
+BEGIN
+    UPDATE batch_version SET version = version + 1;
 END;
 
 CREATE TABLE new_anchor (
