@@ -201,8 +201,10 @@ class SqliteRegistry:
             return reading.find_device(connection, tenant, device)
 
     async def find_certificate_device(self, key_id: bytes, value: str) -> Device | None:
-        with self._reading() as connection:
-            return reading.find_certificate_device(connection, key_id, value)
+        try:  # without `_reading`: every handshake by a certificate asks
+            return reading.find_certificate_device(self._reader, key_id, value)
+        except sqlite3.Error as error:
+            raise schema.unavailable(error, self._path) from error
 
     async def find_anchored_device(
         self, key_id: bytes, tenant: Tenant, device: DeviceId
