@@ -429,34 +429,6 @@ async def test_a_certificate_value_speaks_for_a_device_below_one_anchor_only(
     )
 
 
-async def test_a_device_is_found_below_the_anchors_that_may_speak_for_it(
-    registry: AnyRegistry,
-) -> None:
-    registry.add_anchor(FACTORY)
-    registry.add_anchor(replace(FACTORY, name="second", key_id=b"\x03" * 32))
-    registry.add_device(Device(DEFAULT, SENSOR_2))
-    registry.add_device(Device(ACME, SENSOR_1))
-    device = Device(DEFAULT, SENSOR_1, enabled=False, labels=(("room", "7"),))
-    registry.add_device(device)
-    for value in ("00-11-22", "00-11-33"):
-        registry.trust(DEFAULT, SENSOR_1, "factory", value)
-    registry.trust(DEFAULT, SENSOR_2, "second", "00-11-22")
-
-    assert await registry.find_anchored_device(FACTORY.key_id, DEFAULT, SENSOR_1) == device
-    for key_id, tenant, name in (
-        (b"\x03" * 32, DEFAULT, SENSOR_1),
-        (FACTORY.key_id, ACME, SENSOR_1),
-        (FACTORY.key_id, DEFAULT, SENSOR_2),
-        (FACTORY.key_id, DEFAULT, DeviceId("nobody")),
-        (b"", DEFAULT, SENSOR_1),
-    ):
-        assert await registry.find_anchored_device(key_id, tenant, name) is None
-
-    registry.remove_device(DEFAULT, SENSOR_1)
-    registry.add_device(device)
-    assert await registry.find_anchored_device(FACTORY.key_id, DEFAULT, SENSOR_1) is None
-
-
 def test_a_certificate_value_speaks_for_one_device(registry: AnyRegistry) -> None:
     registry.add_anchor(FACTORY)
     registry.add_device(Device(DEFAULT, SENSOR_1))

@@ -674,8 +674,6 @@ async def test_a_registry_that_breaks_is_unavailable_and_never_an_empty_answer(
     with pytest.raises(RegistryUnavailable):
         await sqlite.find_psk_number(1)
     with pytest.raises(RegistryUnavailable):
-        await sqlite.find_anchored_device(FACTORY.key_id, DEFAULT, SENSOR_1)
-    with pytest.raises(RegistryUnavailable):
         await sqlite.find_device(DEFAULT, SENSOR_1)
     with pytest.raises(RegistryUnavailable):
         await sqlite.find_certificate_device(FACTORY.key_id, "sensor-1")

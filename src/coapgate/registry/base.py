@@ -209,11 +209,6 @@ class Registry(Protocol):
     async def find_certificate_device(self, key_id: bytes, value: str) -> Device | None:
         """The device that `value` in a certificate below the anchor `key_id` speaks for."""
 
-    async def find_anchored_device(
-        self, key_id: bytes, tenant: Tenant, device: DeviceId
-    ) -> Device | None:
-        """The device of that name, if any certificate below the anchor `key_id` speaks for it."""
-
     async def provision(
         self, anchor: TrustAnchor, device: DeviceId, value: str, tenant: Tenant | None = None
     ) -> Device:

@@ -166,14 +166,6 @@ class MemoryRegistry:
         name = self._pairs.get((key_id, value))
         return self._records[name].device if name else None
 
-    async def find_anchored_device(
-        self, key_id: bytes, tenant: Tenant, device: DeviceId
-    ) -> Device | None:
-        for (below, _), name in self._pairs.items():
-            if below == key_id and name == (tenant, device):
-                return self._records[name].device
-        return None
-
     async def provision(
         self, anchor: TrustAnchor, device: DeviceId, value: str, tenant: Tenant | None = None
     ) -> Device:

@@ -113,17 +113,6 @@ def find_certificate_device(connection: Connection, key_id: bytes, value: str) -
     return _device(*row) if row else None
 
 
-def find_anchored_device(
-    connection: Connection, key_id: bytes, tenant: Tenant, device: DeviceId
-) -> Device | None:
-    row = connection.execute(
-        f"SELECT {_DEVICE} FROM device AS d WHERE tenant = ? AND device = ? AND EXISTS"
-        " (SELECT 1 FROM certificate_device AS c WHERE c.device = d.number AND c.key_id = ?)",
-        (tenant, device, key_id),
-    ).fetchone()
-    return _device(*row) if row else None
-
-
 def find_identity_owner(connection: Connection, identity: bytes) -> tuple[Tenant, DeviceId] | None:
     row = connection.execute(
         "SELECT d.tenant, d.device FROM psk_credential AS c JOIN device AS d"

@@ -206,14 +206,6 @@ class SqliteRegistry:
         except sqlite3.Error as error:
             raise schema.unavailable(error, self._path) from error
 
-    async def find_anchored_device(
-        self, key_id: bytes, tenant: Tenant, device: DeviceId
-    ) -> Device | None:
-        try:
-            return reading.find_anchored_device(self._reader, key_id, tenant, device)
-        except sqlite3.Error as error:
-            raise schema.unavailable(error, self._path) from error
-
     def held_requests(self, node: int) -> list[HeldRequest]:
         with self._reading() as connection:
             return held.load(connection, node)
