@@ -73,7 +73,7 @@ async def measure_all(bench: Bench) -> Sample:
     async with observing(bench) as observers:
 
         async def work() -> None:
-            before, count = observers.notifications, len(observers.topics)
+            before, count = observers.notifications, observers.fleet.tally.observing
             await publish(observers.client, observers.topics, b"on", retain=False)
             await until(lambda: observers.notifications - before >= count, "told", TOLD_WITHIN)
 
@@ -133,8 +133,9 @@ async def observing(bench: Bench) -> AsyncIterator[Observers]:
 async def publish(
     client: aiomqtt.Client, topics: Iterable[str], payload: bytes, *, retain: bool
 ) -> None:
+    """What is retained the broker has before this returns: another client may be next."""
     for topic in topics:
-        await client.publish(topic, payload, qos=0, retain=retain)
+        await client.publish(topic, payload, qos=int(retain), retain=retain)
 
 
 async def _measured(

@@ -93,8 +93,8 @@ BUDGETS: dict[Kind, Budget] = {
     RequestKind(cid=False, batch=50): Budget(42, 57, 1826, 1, 1, 2.04, 0.04, 0.01),
     RequestKind(cid=True, batch=1): Budget(76, 72.5, 2450, 1, 1, 4, 2, 0.05),
     RequestKind(cid=False, batch=1): Budget(76, 68.5, 2386, 1, 1, 4, 2, 0.05),
-    HandshakeKind(Method.PSK, cid=True): Budget(498, 506, 13600, 3, 3, 10, 1, 0.05),
-    HandshakeKind(Method.PSK, cid=False): Budget(483, 488, 13200, 3, 3, 10, 1, 0.05),
+    HandshakeKind(Method.PSK, cid=True): Budget(500, 508, 13650, 3, 3, 10, 1, 0.05),
+    HandshakeKind(Method.PSK, cid=False): Budget(485, 490, 13250, 3, 3, 10, 1, 0.05),
     HandshakeKind(Method.X509, cid=True): Budget(848, 794, 20850, 3, 3, 10, 1, 0.05),
     HandshakeKind(Method.X509, cid=False): Budget(831, 775, 20400, 3, 3, 10, 1, 0.05),
 }
