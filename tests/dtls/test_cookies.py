@@ -90,6 +90,15 @@ def test_a_cookie_is_bound_to_path_version_random_and_session_id(
     assert not cookies.verify(cookie, *other, 0.0)
 
 
+def test_a_cookie_is_for_one_link_where_an_address_is_link_local(cookies: Cookies) -> None:
+    fields = HELLO[1:]
+    here, there = ((0, ("fe80::1", 5684, 0, scope)) for scope in (2, 3))
+    cookie = cookies.make(here, *fields, 0.0)
+
+    assert cookies.verify(cookie, here, *fields, 0.0)
+    assert not cookies.verify(cookie, there, *fields, 0.0)
+
+
 def test_fields_are_length_prefixed_so_that_octets_cannot_move_between_them(
     cookies: Cookies,
 ) -> None:

@@ -62,7 +62,8 @@ class Cookies:
         self, generation: int, path: Path, version: bytes, random: bytes, session_id: bytes
     ) -> bytes:
         number, address = path
-        peer = f"{number} {address[0]} {address[1]}".encode()
+        # The last is the link of a link-local IPv6 address, of an IPv4 one the port once more.
+        peer = f"{number} {address[0]} {address[1]} {address[-1]}".encode()
         lengths = _LENGTHS.pack(len(peer), len(version), len(random), len(session_id))
         mac = self._keyed_by(generation).copy()
         mac.update(lengths + peer + version + random + session_id)
